@@ -1,0 +1,40 @@
+"""Data: rows of any common format in, prompts out.
+
+    from foveal.data import PromptBuilder, load_rows, survey
+
+    source = load_rows("nlvr/train.parquet")         # or a folder, a hub id, a Dataset, a list
+    source[0].messages                               # conversation with PIL pictures in it
+    builder = PromptBuilder(processor, image_token_id=151655, max_prompt_length=1024)
+    kept, dropped = survey(source, builder)          # too long is dropped and listed, never cut
+    prompt = builder.build(source[kept[0]], kept[0]) # foveal.types.Prompt
+
+Four steps, one file each, each usable alone:
+
+    datasets    a name or an object -> ``RowSource``  (``files``: tables and folders on disk)
+    columns     a row of EasyR1, verl, R1-V, TRL, LLaVA, ms-swift or OpenRLHF -> ``NormalRow``
+                (``messages``: where the pictures go)
+    images      PIL, path, URL, bytes, base64 -> an upright RGB picture
+    prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
+
+Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
+"""
+
+from foveal.data.columns import FORMATS, NormalRow, detect_format, normalise_row
+from foveal.data.datasets import RowSource, load_rows
+from foveal.data.images import MIN_SIDE, load_image
+from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
+
+__all__ = [
+    "load_rows",
+    "RowSource",
+    "normalise_row",
+    "detect_format",
+    "NormalRow",
+    "FORMATS",
+    "load_image",
+    "MIN_SIDE",
+    "PromptBuilder",
+    "PromptTooLong",
+    "survey",
+    "describe_dropped",
+]

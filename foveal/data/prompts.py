@@ -1,0 +1,281 @@
+"""Normalised rows -> ``Prompt``: token ids with pictures expanded, and the processed pixels.
+
+The processor is called once per prompt, whatever the number of completions. A prompt is never cut:
+one that is too long is an error when it is built, or dropped and listed by ``survey`` before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from foveal.data.columns import NormalRow
+from foveal.data.datasets import RowSource
+from foveal.data.messages import with_system_prompt
+from foveal.types import ImageInput, Prompt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["PromptBuilder", "PromptTooLong", "describe_dropped", "survey"]
+
+_PLACEHOLDER_NAMES = (
+    "image_token",
+    "video_token",
+    "boi_token",
+    "eoi_token",
+    "vision_start_token",
+    "vision_end_token",
+)
+
+
+class PromptTooLong(ValueError):
+    """A prompt has more tokens than ``max_prompt_length``. Cutting it would cut a picture."""
+
+    def __init__(self, index: int, length: int, max_prompt_length: int) -> None:
+        self.index = index
+        self.length = length
+        self.max_prompt_length = max_prompt_length
+        super().__init__(
+            f"row {index}: the prompt has {length} tokens, max_prompt_length is "
+            f"{max_prompt_length}. Raise it, lower the processor's max_pixels, or drop the row."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions come back from data loader workers pickled, by their arguments.
+        return type(self), (self.index, self.length, self.max_prompt_length)
+
+
+class PromptBuilder:
+    """Applies chat template and processor of one model to rows.
+
+    Args:
+        processor: a transformers processor (Qwen2.5-VL, Qwen3-VL, Gemma 3).
+        image_token_id: the id that stands once for every image token of a prompt.
+        max_prompt_length: most tokens of a prompt, pictures included; None for no bound.
+        chat_template_kwargs: handed to the chat template, such as ``enable_thinking``.
+        system_prompt: for rows without a system message of their own.
+
+    Raises:
+        ValueError: the processor cuts pictures into tiles (Gemma 3's pan and scan).
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        image_token_id: int,
+        max_prompt_length: int | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        if getattr(processor.image_processor, "do_pan_and_scan", False):
+            raise ValueError(
+                "the processor has do_pan_and_scan=True, which turns one picture into several. "
+                "Set processor.image_processor.do_pan_and_scan = False."
+            )
+        self.processor = processor
+        self.image_token_id = image_token_id
+        self.max_prompt_length = max_prompt_length
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.system_prompt = system_prompt
+        # Gemma's templates mark a picture by the token that opens it, Qwen's by one image token.
+        self._marker = getattr(processor, "boi_token", None) or processor.image_token
+        self._placeholders = _placeholder_texts(processor, image_token_id)
+
+    def build(self, row: NormalRow, index: int) -> Prompt:
+        """Tokenises one row and processes its pictures.
+
+        Raises:
+            PromptTooLong: more than ``max_prompt_length`` tokens.
+            ValueError: the text holds a placeholder token, the processor refuses the row, or
+                its placeholders and picture tokens differ in number.
+        """
+        messages = with_system_prompt(row.messages, self.system_prompt)
+        inputs = self._process(messages, row, index)
+        ids = tuple(inputs["input_ids"][0].tolist())
+        images = self._split_images(inputs, len(row.images), index)
+        self._check_placeholders(ids, images, index)
+        self._check_length(len(ids), index)
+        return Prompt(index=index, ids=ids, images=images, messages=messages, columns=row.columns)
+
+    def length(self, row: NormalRow, index: int) -> int:
+        """Number of tokens that ``build`` would give, without processing pixels.
+
+        Raises:
+            ValueError: as ``build`` does, for the text and for refused pictures.
+        """
+        messages = with_system_prompt(row.messages, self.system_prompt)
+        pieces = self._render(messages, index).split(self._marker)
+        self._check_markers(len(pieces) - 1, len(row.images), index)
+        try:
+            expanded = [self._expansion(*picture.size) for picture in row.images]
+        except ValueError as error:
+            raise _refused(index, error) from error
+        text = pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True))
+        options = self._tokenizer_options(text)
+        return len(self.processor.tokenizer(text, **options)["input_ids"])
+
+    def _render(self, messages: list[dict[str, Any]], index: int) -> str:
+        self._refuse_placeholders(messages, index)
+        try:
+            return self.processor.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
+        except ValueError as error:
+            raise _refused(index, error) from error
+
+    def _process(self, messages: list[dict[str, Any]], row: NormalRow, index: int) -> Any:
+        text = self._render(messages, index)
+        self._check_markers(text.count(self._marker), len(row.images), index)
+        try:
+            return self.processor(
+                text=[text],
+                images=[row.images] if row.images else None,
+                return_tensors="pt",
+                **self._tokenizer_options(text),
+            )
+        except ValueError as error:
+            raise _refused(index, error) from error
+
+    def _tokenizer_options(self, text: str) -> dict[str, Any]:
+        # Gemma's template writes <bos> and its tokenizer would add a second one.
+        bos = self.processor.tokenizer.bos_token
+        return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
+
+    def _expansion(self, width: int, height: int) -> str:
+        """What the processor writes in the place of one picture of this size."""
+        image_processor = self.processor.image_processor
+        if not hasattr(image_processor, "merge_size"):
+            return self.processor.full_image_sequence
+        patches = image_processor.get_number_of_image_patches(height, width)
+        return self.processor.image_token * (patches // image_processor.merge_size**2)
+
+    def _split_images(self, inputs: Any, count: int, index: int) -> tuple[ImageInput, ...]:
+        if not count:
+            return ()
+        split = _split_by_grid if "image_grid_thw" in inputs else _split_by_picture
+        images = tuple(split(inputs, self.processor))
+        if len(images) != count:
+            raise ValueError(
+                f"row {index}: the processor made {len(images)} pictures of {count}. Switch off "
+                f"tiling in the image processor."
+            )
+        return images
+
+    def _check_markers(self, num_markers: int, num_images: int, index: int) -> None:
+        if num_markers != num_images:
+            raise ValueError(
+                f"row {index}: the chat template wrote {num_markers} picture placeholder(s) for "
+                f"{num_images} picture(s). Use a template that writes one for each image part."
+            )
+
+    def _check_placeholders(
+        self, ids: tuple[int, ...], images: tuple[ImageInput, ...], index: int
+    ) -> None:
+        found = ids.count(self.image_token_id)
+        expected = sum(image.num_tokens for image in images)
+        if found != expected:
+            raise ValueError(
+                f"row {index}: the prompt has {found} tokens with the id {self.image_token_id} "
+                f"and its {len(images)} picture(s) need {expected}. Check that processor and "
+                f"image_token_id belong to the same model."
+            )
+
+    def _check_length(self, length: int, index: int) -> None:
+        if self.max_prompt_length is not None and length > self.max_prompt_length:
+            raise PromptTooLong(index, length, self.max_prompt_length)
+
+    def _refuse_placeholders(self, messages: list[dict[str, Any]], index: int) -> None:
+        for message in messages:
+            for part in message["content"]:
+                for token in self._placeholders:
+                    if token in part.get("text", ""):
+                        raise ValueError(
+                            f"row {index}: the {message['role']}'s text holds {token!r}, which "
+                            f"the model would read as part of a picture. Take it out, or write "
+                            f"<image> where a picture belongs."
+                        )
+
+
+def survey(
+    source: RowSource, builder: PromptBuilder, limit: int | None = None
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Finds the rows whose prompts are too long, before anything is trained.
+
+    Args:
+        source: rows with a length.
+        builder: its ``max_prompt_length`` is the bound. If None, no row is read.
+        limit: look at the first ``limit`` rows only, and use only those.
+
+    Returns:
+        Numbers of the rows to keep, and (row number, tokens) of each dropped one. Neither
+        cuts anything; ``describe_dropped`` puts the second into words.
+
+    Raises:
+        ValueError: no row is left; or a row is bad, as in ``PromptBuilder.build``.
+        TypeError: ``source`` is streamed.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    if builder.max_prompt_length is None:
+        return list(range(count)), []
+    lengths = [builder.length(source[index], index) for index in range(count)]
+    kept = [i for i, length in enumerate(lengths) if length <= builder.max_prompt_length]
+    if lengths and not kept:
+        raise ValueError(
+            f"all {count} prompts are longer than max_prompt_length={builder.max_prompt_length}; "
+            f"the shortest has {min(lengths)} tokens. Raise max_prompt_length, or lower the "
+            f"processor's max_pixels."
+        )
+    whole = set(kept)
+    return kept, [(i, length) for i, length in enumerate(lengths) if i not in whole]
+
+
+def describe_dropped(
+    dropped: list[tuple[int, int]], total: int, max_prompt_length: int, shown: int = 10
+) -> str:
+    """One line for the log: how many prompts were dropped, and the first ``shown`` of them."""
+    if not dropped:
+        return f"all {total} prompts fit max_prompt_length={max_prompt_length}"
+    rows = ", ".join(f"{index} ({length} tokens)" for index, length in dropped[:shown])
+    more = f" and {len(dropped) - shown} more" if len(dropped) > shown else ""
+    return (
+        f"dropped {len(dropped)} of {total} prompts longer than "
+        f"max_prompt_length={max_prompt_length}: rows {rows}{more}"
+    )
+
+
+def _split_by_grid(inputs: Any, processor: Any) -> Iterator[ImageInput]:
+    """Qwen: pictures lie one after the other along the patches."""
+    merged = processor.image_processor.merge_size**2
+    grids = [(int(t), int(h), int(w)) for t, h, w in inputs["image_grid_thw"].tolist()]
+    sizes = [t * h * w for t, h, w in grids]
+    for grid, size, pixels in zip(grids, sizes, inputs["pixel_values"].split(sizes), strict=True):
+        yield _image_input(pixels, grid, size // merged)
+
+
+def _split_by_picture(inputs: Any, processor: Any) -> Iterator[ImageInput]:
+    """Gemma: ``[I, 3, height, width]``, every picture of one size."""
+    for pixels in inputs["pixel_values"]:
+        yield _image_input(pixels, None, processor.image_seq_length)
+
+
+def _image_input(pixels: Tensor, grid: tuple[int, int, int] | None, num_tokens: int) -> ImageInput:
+    pixels = pixels.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(pixels.shape)} {grid}".encode())
+    digest.update(pixels.view(-1).numpy().data)
+    return ImageInput(digest.hexdigest(), pixels, grid, num_tokens)
+
+
+def _placeholder_texts(processor: Any, image_token_id: int) -> tuple[str, ...]:
+    owners = (processor, processor.tokenizer)
+    named = [getattr(owner, name, None) for owner in owners for name in _PLACEHOLDER_NAMES]
+    named.append(processor.tokenizer.convert_ids_to_tokens(image_token_id))
+    return tuple(dict.fromkeys(token for token in named if isinstance(token, str) and token))
+
+
+def _refused(index: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"row {index}: the processor refused it ({error}). Change the row, or drop it."
+    )

@@ -1,0 +1,74 @@
+"""How long each phase of a step takes and how much memory it reaches."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+GIB = 1 << 30
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory in use so far: on a GPU what torch allocated since the last reset, on a
+    CPU the resident set of the process, which only ever grows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident if sys.platform == "darwin" else resident * 1024
+
+
+class PhaseMeter:
+    """Adds up seconds and notes peaks under the names of phases.
+
+        with meter("rollout"):
+            ...
+        meter.drain()   # {"time/rollout": 1.2, "memory/rollout_gib": 14.9}
+
+    Phases do not nest. A GPU is waited for at the borders of a phase, a few times a step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.total_seconds: dict[str, float] = defaultdict(float)
+        self.highest_bytes = 0
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._peaks: dict[str, int] = defaultdict(int)
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self._settle()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._settle()
+            seconds = time.perf_counter() - started
+            self._seconds[phase] += seconds
+            self.total_seconds[phase] += seconds
+            peak = peak_bytes(self.device)
+            self._peaks[phase] = max(self._peaks[phase], peak)
+            self.highest_bytes = max(self.highest_bytes, peak)
+
+    def seconds(self, *phases: str) -> float:
+        """Seconds in ``phases`` since the last drain."""
+        return sum(self._seconds[phase] for phase in phases)
+
+    def drain(self) -> dict[str, float]:
+        """Seconds and peaks since the last drain, as metrics."""
+        metrics = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
+        metrics |= {f"memory/{phase}_gib": peak / GIB for phase, peak in self._peaks.items()}
+        self._seconds.clear()
+        self._peaks.clear()
+        return metrics
+
+    def _settle(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

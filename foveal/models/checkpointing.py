@@ -1,0 +1,109 @@
+"""Gradient checkpointing of exactly the layers that a backward pass goes through.
+
+Transformers' own switch marks the tower as well and makes the embeddings ask for gradients, and
+with them a frozen tower is run backwards for nothing. Here only the layers of the language model
+are marked, and those of the tower when some of its parameters are trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+from foveal.models.family import language_model, vision_is_trained, vision_modules
+from foveal.models.state import Checkpointing, state_of
+
+_recompute = partial(checkpoint, use_reentrant=False)
+
+
+def parse_checkpointing(value: Any) -> Checkpointing:
+    """True, False or "offload" ("unsloth" means the same).
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if value is True or value is False:
+        return value
+    if value in ("offload", "unsloth"):
+        return "offload"
+    raise ValueError(
+        f"use_gradient_checkpointing is {value!r}; it must be True, False or 'offload' (layer "
+        "inputs in host memory)"
+    )
+
+
+def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
+    """Choose what a training pass keeps of each layer; replaces any earlier choice.
+
+    It acts while the model is in training mode, as everywhere in transformers.
+
+    Args:
+        model: stock model or its PEFT wrapper.
+        policy: True keeps each layer's input and computes the rest again in the backward pass,
+            "offload" keeps the inputs in host memory (pinned where there is a GPU), False keeps
+            everything.
+
+    Returns:
+        How many layers are checkpointed now.
+
+    Raises:
+        ValueError: for another policy.
+    """
+    policy = parse_checkpointing(policy)
+    tower_layers = [layer for module in vision_modules(model) for layer in _layers(module)]
+    decoder_layers = _layers(language_model(model))
+    assert decoder_layers, "the language model has no layer that transformers can checkpoint"
+    for layer in (*tower_layers, *decoder_layers):
+        # Both are defaults of the class, which show again once the instance has none of its own.
+        vars(layer).pop("gradient_checkpointing", None)
+        vars(layer).pop("_gradient_checkpointing_func", None)
+    state = state_of(model)
+    state.checkpointing = policy
+    state.record("checkpointing", None)
+    if policy is False:
+        return 0
+    chosen = decoder_layers + (tower_layers if vision_is_trained(model) else [])
+    for layer in chosen:
+        cast(Any, layer).gradient_checkpointing = True
+        cast(Any, layer)._gradient_checkpointing_func = (
+            recompute_from_host if policy == "offload" else _recompute
+        )
+    kept = "inputs in host memory" if policy == "offload" else "inputs kept"
+    state.record("checkpointing", f"{len(chosen)} layers are computed twice, {kept}")
+    return len(chosen)
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def recompute_from_host(layer: Callable[..., Any], *inputs: Any) -> Any:
+    """``layer(*inputs)``, of which only ``inputs`` are kept, and those in host memory.
+
+    What the layer itself would save is dropped by the checkpoint inside, so the hooks around it
+    see the inputs alone.
+    """
+    with saved_tensors_hooks(_to_host, _to_device):
+        return _recompute(layer, *inputs)
+
+
+def _to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:
+    if tensor.device.type == "cpu":
+        return tensor.device, tensor
+    pinned = tensor.device.type == "cuda"
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+    # The copy back is on the same stream, so it cannot overtake this one.
+    return tensor.device, host.copy_(tensor, non_blocking=pinned)
+
+
+def _to_device(packed: tuple[torch.device, Tensor]) -> Tensor:
+    device, host = packed
+    return host.to(device, non_blocking=True)

@@ -1,0 +1,25 @@
+"""Which arithmetic a model computes in, decided in one place."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from foveal.models.family import stock_model
+
+HALF_TYPES = (torch.bfloat16, torch.float16)
+
+
+def autocast(model: nn.Module) -> AbstractContextManager[object]:
+    """The context in which sampler, trainer and reference all compute.
+
+    Adapters are kept in float32 for the optimizer's sake while base weights are 16 bit; matrix
+    products of both then run in the base's type. A float32 model computes in float32.
+    """
+    stock = stock_model(model)
+    if stock.dtype in HALF_TYPES:
+        return torch.autocast(stock.device.type, dtype=stock.dtype)
+    return contextlib.nullcontext()

@@ -1,0 +1,59 @@
+"""Qwen3-VL: features of several tower depths join the first decoder layers (deepstack)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.models.family import Family, stock_model
+from foveal.models.qwen2_5_vl import row_positions
+from foveal.models.rows import RowBatch
+from foveal.types import ImageInput
+
+__all__ = ["FAMILY", "encode_images", "row_positions", "decoder_inputs"]
+
+FAMILY = Family(
+    model_type="qwen3_vl",
+    model_class="Qwen3VLForConditionalGeneration",
+    vision_paths=("model.visual",),
+    language_path="model.language_model",
+    attention_linears=("q_proj", "k_proj", "v_proj", "o_proj", "attn.qkv", "attn.proj"),
+    mlp_linears=("gate_proj", "up_proj", "down_proj", "linear_fc1", "linear_fc2"),
+    placeholder_fields=("image_token_id", "video_token_id"),
+    fp32_residual=False,
+)
+
+
+def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[Tensor, ...]]:
+    """One tower call for all pictures; each comes back as ``(features_MD, *deepstack_MD)``."""
+    stock = stock_model(model)
+    pixels = torch.cat([image.pixel_values for image in images]).to(stock.device)
+    grid = torch.tensor([image.grid_thw for image in images], device=stock.device)
+    output = stock.model.get_image_features(pixels, grid, return_dict=True)
+    counts = [image.num_tokens for image in images]
+    # Some versions of transformers hand deepstack features out joined, others one a picture.
+    deepstack = [
+        level.split(counts) if isinstance(level, Tensor) else level
+        for level in output.deepstack_features
+    ]
+    return list(zip(output.pooler_output, *deepstack, strict=True))
+
+
+def decoder_inputs(
+    model: nn.Module,
+    batch: RowBatch,
+    embeds_BLD: Tensor,
+    features: Sequence[tuple[Tensor, ...]],
+) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "position_ids": batch.positions_ABL,
+        "attention_mask": batch.real_BL.long(),
+    }
+    if features:
+        _, *levels = zip(*features, strict=True)
+        inputs["visual_pos_masks"] = batch.image_BL
+        inputs["deepstack_visual_embeds"] = [torch.cat(level) for level in levels]
+    return inputs

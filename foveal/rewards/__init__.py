@@ -1,0 +1,69 @@
+"""Rewards: functions that say how good each completion is.
+
+A reward function has TRL's signature. It gets B rows at once, by name, and returns B values,
+None for a row that it has nothing to say about::
+
+    def mentions_colour(completions, colour, **columns):
+        texts = [completion_text(completion) for completion in completions]
+        return [float(c in text) for text, c in zip(texts, colour, strict=True)]
+
+    GRPOTrainer(reward_funcs=[exact_answer, mentions_colour], ...)   # colour: a column of yours
+
+``completions`` are strings or lists of messages, ``completion_ids`` their tokens, and every column
+of the data set comes under its own name, repeated for each completion of its prompt. It may ask
+for ``trainer_state``, ``log_extra(column, values)`` and ``log_metric(name, value)`` too, and it
+may be ``async def``: async functions wait for their services at the same time.
+
+The built-in functions read the reference from the column ``answer`` (or ``solution``) and the
+completion's answer from ``<answer>..</answer>``, ``\\boxed{..}`` or "answer is ..", by the one rule
+at the top of ``extract``. By name, as in a recipe or on a command line::
+
+    reward_funcs: [exact_answer, "number_within(rel_tol=0.05)", "my_rewards.py:mentions_colour"]
+
+========================  =================================================================
+exact_answer              the text, but for case, spacing and a trailing period
+choice_letter             one letter of a multiple choice
+number_answer             one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
+math_answer               equal as mathematics (math-verify)
+boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
+think_answer_format       ``<think>..</think> <answer>..</answer>`` and nothing else
+boxed_format              exactly one ``\\boxed{..}``, after the thinking
+soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
+========================  =================================================================
+
+Each is written so that what a policy can do without looking at the picture (list all the choices,
+cover the picture with boxes, repeat tags) earns nothing; the tests say what was thought of.
+"""
+
+from foveal.rewards.answer import exact_answer
+from foveal.rewards.boxes import boxes_iou
+from foveal.rewards.call import RewardCaller, RewardError, RewardTable, weighted_sum
+from foveal.rewards.choice import choice_letter
+from foveal.rewards.extract import completion_text, extract_answer
+from foveal.rewards.format import boxed_format, think_answer_format
+from foveal.rewards.length import soft_overlong
+from foveal.rewards.maths import math_answer
+from foveal.rewards.number import number_answer, number_within
+from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
+
+__all__ = [
+    "exact_answer",
+    "choice_letter",
+    "number_answer",
+    "number_within",
+    "math_answer",
+    "boxes_iou",
+    "think_answer_format",
+    "boxed_format",
+    "soft_overlong",
+    "completion_text",
+    "extract_answer",
+    "BUILTIN_REWARDS",
+    "REWARD_FACTORIES",
+    "RewardFunction",
+    "resolve",
+    "RewardCaller",
+    "RewardError",
+    "RewardTable",
+    "weighted_sum",
+]

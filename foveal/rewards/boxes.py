@@ -1,0 +1,148 @@
+"""Boxes: which objects, and where, by intersection over union (IoU).
+
+An answer is JSON: ``[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}, ..]``, labels optional, or
+bare boxes ``[[x1, y1, x2, y2], ..]``; a single box needs no outer list. A Markdown code fence
+around it is fine. Coordinates are of the same picture, in the same unit, as the reference's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from foveal.rewards.extract import (
+    completion_texts,
+    extract_answer,
+    normalised,
+    reference_values,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FENCED = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
+_LARGEST = 1e6
+"""No picture has a coordinate beyond it, and products of coordinates stay exact below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """``corners`` is (x1, y1, x2, y2) with x1 < x2 and y1 < y2, or None if it is no such box."""
+
+    corners: tuple[float, float, float, float] | None
+    label: str | None = None
+
+
+def boxes_iou(completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    """Sum of the matched boxes' IoU / max(number predicted, number in the reference), in [0, 1].
+
+    Predicted and reference boxes are matched one to one so that the sum is largest (Hungarian
+    method). Boxes whose labels differ do not match; a box without a label matches any. So extra
+    boxes, repeated boxes and missing boxes all cost. A box that is malformed or has no area
+    counts as predicted, with IoU 0; an answer that is no JSON earns 0. If the reference has no
+    boxes, ``[]`` earns 1.
+
+    Columns: ``answer`` (or ``solution``), JSON text or the decoded lists. None where that is no
+    list of boxes (a mixed data set). Raises ValueError for a reference box without area and for a
+    row without a reference.
+    """
+    references = [
+        _reference_boxes(value, row)
+        for row, value in enumerate(reference_values(columns, len(completions)))
+    ]
+    answers = [parse_boxes(extract_answer(text).text) for text in completion_texts(completions)]
+    return [
+        None if reference is None else 0.0 if answer is None else match_score(answer, reference)
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+
+
+def _reference_boxes(value: Any, row: int) -> list[Box] | None:
+    boxes = parse_boxes(extract_answer(value).text) if isinstance(value, str) else _boxes(value)
+    for box in boxes or ():
+        if box.corners is None:
+            raise ValueError(
+                f"row {row}: the reference {value!r:.200} holds something that is no box; each "
+                "is [x1, y1, x2, y2] with x1 < x2 and y1 < y2, as 'bbox_2d' or on its own"
+            )
+    return boxes
+
+
+def parse_boxes(text: str) -> list[Box] | None:
+    """The boxes in JSON ``text``, malformed ones included; None if it is no JSON list or box."""
+    fenced = _FENCED.findall(text)
+    try:
+        return _boxes(json.loads(fenced[-1] if fenced else text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _boxes(value: Any) -> list[Box] | None:
+    if isinstance(value, Mapping) or _is_corners(value):
+        value = [value]
+    return [_box(item) for item in value] if isinstance(value, list | tuple) else None
+
+
+def _box(item: Any) -> Box:
+    if not isinstance(item, Mapping):
+        return Box(_corners(item))
+    label = item.get("label")
+    return Box(_corners(item.get("bbox_2d")), normalised(str(label)) if label else None)
+
+
+def _is_corners(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _corners(value: Any) -> tuple[float, float, float, float] | None:
+    # Comparing before converting: a whole number of JSON may be too large for a float.
+    if not _is_corners(value) or not all(-_LARGEST <= v <= _LARGEST for v in value):
+        return None
+    x1, y1, x2, y2 = map(float, value)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def match_score(predicted: Sequence[Box], reference: Sequence[Box]) -> float:
+    """Largest sum of IoU of a one-to-one matching / max(len(predicted), len(reference)).
+
+    1.0 if both are empty.
+    """
+    count = max(len(predicted), len(reference))
+    if count == 0:
+        return 1.0
+    iou_PR = _iou(predicted, reference)
+    if iou_PR.size == 0:
+        return 0.0
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(iou_PR, maximize=True)
+    # fsum: the same boxes in another order give the same reward, to the last bit.
+    return math.fsum(iou_PR[rows, columns].tolist()) / count
+
+
+def _iou(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
+    """IoU of each pair, ``[predicted, reference]``; 0 for malformed boxes and other labels."""
+    import numpy as np
+
+    nowhere = (0.0, 0.0, 0.0, 0.0)
+    first = np.array([box.corners or nowhere for box in predicted]).reshape(-1, 1, 4)
+    second = np.array([box.corners or nowhere for box in reference]).reshape(1, -1, 4)
+    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
+        first[..., :2], second[..., :2]
+    )
+    overlap = np.maximum(sides, 0.0).prod(axis=-1)
+    area = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (first, second)]
+    union = area[0] + area[1] - overlap
+    iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    agree = [
+        [True for r in reference] for p in predicted
+    ]
+    return iou * np.array(agree, dtype=bool).reshape(iou.shape)

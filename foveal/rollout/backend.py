@@ -1,0 +1,27 @@
+"""The interface between a policy and whoever wants completions from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from foveal.types import Group, Prompt, SamplingParams
+
+
+class RolloutBackend(Protocol):
+    """Draws completions. Weights are the caller's: an update is seen by the next call."""
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
+        """Sample ``n`` completions for each prompt.
+
+        Args:
+            prompts: P prompts.
+            n: completions of each, at least 1.
+            sampling: how tokens are drawn.
+
+        Returns:
+            P groups in the order of ``prompts``. Placeholder tokens are never among the sampled
+            ids. Each completion carries the log-probability of its tokens as the sampler saw
+            them, or None if the backend has none.
+        """
+        ...

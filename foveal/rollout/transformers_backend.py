@@ -1,0 +1,212 @@
+"""Rollouts through transformers' ``generate``: slow, stock, and the reference for faster ones.
+
+Two things are not left to ``generate``. Sampling settings are all stated, because a checkpoint's
+generation_config would otherwise add its own (Qwen2.5-VL's asks for a repetition penalty). And
+the log-probability is taken from the raw logits, before penalties, suppression and truncation:
+that is the trainer's definition (``foveal.models.forward.completion_logprobs``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.models.family import placeholder_ids, stock_model
+from foveal.models.precision import autocast
+from foveal.types import Completion, Group, Prompt, SamplingParams
+
+
+class TransformersBackend:
+    """Samples from ``model`` as it stands: adapters unmerged, no second copy of the weights.
+
+    Args:
+        model: stock model or its PEFT wrapper.
+        tokenizer: decodes completions and names the padding token.
+        max_rows: rows of one ``generate`` call; all at once if None.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, max_rows: int | None = None) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
+
+    def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
+        """See :class:`foveal.rollout.backend.RolloutBackend`.
+
+        Raises:
+            ValueError: for several greedy completions of one prompt, which would all be equal.
+        """
+        if n < 1 or (n > 1 and sampling.temperature == 0):
+            raise ValueError(
+                f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
+                "exactly 1 at temperature 0, where all completions of a prompt are equal"
+            )
+        per_call = len(prompts) if self.max_rows is None else max(1, self.max_rows // n)
+        groups: list[Group] = []
+        with _inference(self.model), _seeded(sampling.seed, stock_model(self.model).device):
+            for start in range(0, len(prompts), per_call):
+                groups += self._generate_call(prompts[start : start + per_call], n, sampling)
+        return groups
+
+    def _generate_call(
+        self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams
+    ) -> list[Group]:
+        from transformers import LogitsProcessorList
+
+        stock = stock_model(self.model)
+        recorder = LogprobRecorder(sampling.temperature)
+        stops = sorted({*self.stop_ids, *sampling.stop_token_ids})
+        inputs = left_padded_inputs(stock, prompts, self._pad_id())
+        output_BL = stock.generate(
+            **inputs,
+            generation_config=self._config(n, sampling, stops),
+            logits_processor=LogitsProcessorList(
+                [recorder, *self._processors(sampling, stock.device)]
+            ),
+        )
+        prompt_length = inputs["input_ids"].shape[1]
+        logprob_BT = recorder.finish(output_BL[:, -1])
+        completions = [
+            self._completion(ids, logprobs, stops)
+            for ids, logprobs in zip(
+                output_BL[:, prompt_length:].tolist(), logprob_BT.tolist(), strict=True
+            )
+        ]
+        return [
+            Group(prompt, tuple(completions[i * n : (i + 1) * n]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def _config(self, n: int, sampling: SamplingParams, stops: list[int]) -> Any:
+        from transformers import GenerationConfig
+
+        greedy = sampling.temperature == 0
+        draw = {} if greedy else self._draw_settings(sampling)
+        return GenerationConfig(
+            max_new_tokens=sampling.max_tokens,
+            num_return_sequences=n,
+            do_sample=not greedy,
+            repetition_penalty=1.0,
+            eos_token_id=stops,
+            pad_token_id=self._pad_id(),
+            use_cache=True,
+            **draw,
+        )
+
+    @staticmethod
+    def _draw_settings(sampling: SamplingParams) -> dict[str, Any]:
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p or None,
+        }
+
+    def _processors(self, sampling: SamplingParams, device: torch.device) -> list[Any]:
+        from transformers import RepetitionPenaltyLogitsProcessor, SuppressTokensLogitsProcessor
+
+        never = sorted({*placeholder_ids(self.model), *sampling.suppress_token_ids})
+        processors: list[Any] = [SuppressTokensLogitsProcessor(never, device=str(device))]
+        if sampling.repetition_penalty != 1.0:
+            processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        return processors
+
+    def _completion(self, ids: list[int], logprobs: list[float], stops: list[int]) -> Completion:
+        end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
+        kept = ids[:end]
+        return Completion(
+            ids=tuple(kept),
+            text=self.tokenizer.decode(kept, skip_special_tokens=True),
+            stop_reason="length" if end is None else "stop",
+            rollout_logprob=tuple(logprobs[: len(kept)]),
+        )
+
+    def _pad_id(self) -> int:
+        pad = self.tokenizer.pad_token_id
+        return self.stop_ids[0] if pad is None else int(pad)
+
+
+class LogprobRecorder:
+    """A logits processor that changes nothing and notes the log-probability of what was drawn.
+
+    It stands first in the list, so it sees the model's own logits. The token drawn from one call
+    is known at the next one, so only one step of ``[B, V]`` is held at a time.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature or 1.0
+        self._drawn_from_BV: Tensor | None = None
+        self._columns: list[Tensor] = []
+
+    def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
+        if self._drawn_from_BV is not None:
+            self._note(ids_BL[:, -1])
+        self._drawn_from_BV = torch.log_softmax(logits_BV.float() / self.temperature, dim=-1)
+        return logits_BV
+
+    def finish(self, last_ids_B: Tensor) -> Tensor:
+        """Log-probabilities ``[B, T]``, given the token that was drawn last."""
+        self._note(last_ids_B)
+        return torch.stack(self._columns, dim=1)
+
+    def _note(self, ids_B: Tensor) -> None:
+        assert self._drawn_from_BV is not None
+        self._columns.append(self._drawn_from_BV.gather(-1, ids_B[:, None])[:, 0])
+
+
+def stop_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Every id that ends a turn: all of the generation config's and the tokenizer's own."""
+    named = getattr(generation_config, "eos_token_id", None)
+    ids = set(named) if isinstance(named, (list, tuple)) else {named}
+    ids.add(tokenizer.eos_token_id)
+    return sorted(int(i) for i in ids if i is not None)
+
+
+def left_padded_inputs(stock: Any, prompts: Sequence[Prompt], pad_id: int) -> dict[str, Tensor]:
+    """Inputs of the stock model for a batch of prompts, one row each, padded on the left."""
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids_PL = torch.full((len(prompts), longest), pad_id)
+    mask_PL = torch.zeros_like(ids_PL)
+    for row, prompt in enumerate(prompts):
+        ids_PL[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+        mask_PL[row, longest - len(prompt.ids) :] = 1
+    # Which tokens are pictures: M-RoPE (Qwen) and the two-way mask (Gemma) are made from it.
+    types_PL = ((ids_PL == stock.config.image_token_id) & (mask_PL == 1)).int()
+    types_name = "token_type_ids" if stock.config.model_type == "gemma3" else "mm_token_type_ids"
+    inputs = {"input_ids": ids_PL, "attention_mask": mask_PL, types_name: types_PL}
+    images = [image for prompt in prompts for image in prompt.images]
+    if images:
+        join = torch.cat if images[0].grid_thw is not None else torch.stack
+        inputs["pixel_values"] = join([image.pixel_values for image in images])
+        if images[0].grid_thw is not None:
+            inputs["image_grid_thw"] = torch.tensor([image.grid_thw for image in images])
+    return {name: value.to(stock.device) for name, value in inputs.items()}
+
+
+@contextlib.contextmanager
+def _inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients in the trainer's precision; the mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(model):
+            yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Draw from ``seed`` and leave the global random state as it was."""
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,62 @@
+"""Procedural visual tasks with exact answers: as many rows as wanted, from a seed, offline.
+
+    from foveal.tasks import dataset, get_task
+    rows = dataset("shapes", n=1000, seed=0, difficulty=3)   # TRL's and ours, ready to train on
+    reward_funcs = [get_task("shapes").reward]
+
+A row holds ``images``, ``problem`` (with its ``<image>`` marker), ``answer``, ``task``,
+``difficulty`` and ``metadata``, from which ``reference_answer`` solves the row again.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+from foveal.tasks.shapes import ShapesTask, shapes_reward
+
+__all__ = ["TASKS", "Task", "dataset", "get_task", "ShapesTask", "shapes_reward"]
+
+_ROWS_PER_SEED = 2**32
+
+
+class Task(Protocol):
+    """What a task family offers; one object of the registry."""
+
+    @property
+    def name(self) -> str: ...
+
+    def generate(self, seed: int, difficulty: int = 3) -> dict[str, Any]: ...
+
+    def reference_answer(self, metadata: dict[str, Any]) -> str: ...
+
+    def reward(self, prompts: Any, completions: Any, **columns: Any) -> list[float]: ...
+
+
+TASKS: dict[str, Task] = {task.name: task for task in (ShapesTask(),)}
+
+
+def get_task(name: str) -> Task:
+    """The task called ``name``.
+
+    Raises:
+        ValueError: for an unknown name; names the nearest one and lists all.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    near = get_close_matches(name, TASKS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no task is called {name!r}; {hint}There are: {', '.join(sorted(TASKS))}")
+
+
+def dataset(name: str, n: int, seed: int = 0, difficulty: int = 3) -> list[dict[str, Any]]:
+    """``n`` rows of a task. Data sets of two seeds share no row seed; a longer one begins with
+    the shorter one's rows.
+
+    Raises:
+        ValueError: for an unknown task or difficulty, a negative seed, or ``n`` below 1.
+    """
+    if not 1 <= n < _ROWS_PER_SEED:
+        raise ValueError(f"n is {n}; a data set has 1 row or more")
+    task = get_task(name)
+    return [task.generate(seed * _ROWS_PER_SEED + i, difficulty) for i in range(n)]

@@ -1,0 +1,79 @@
+"""A window on disk: what a checkpoint needs when it is made while a rollout is still in use.
+
+Prompts are stored as row numbers and made again from the data set; everything that was drawn or
+computed is stored as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveal.rewards.call import RewardTable
+from foveal.rl import Advantages
+from foveal.train.plain_pass import Row
+from foveal.train.window import Window
+from foveal.types import Completion, Group, Prompt
+
+FILE = "rollout.pt"
+_ADVANTAGE_FIELDS = ("advantage_PG", "reward_PG", "mean_P", "std_P", "zero_std_P")
+_ROW_FIELDS = ("advantage", "counts", "old_logprob", "ref_logprob", "entropy")
+
+
+def save_window(window: Window, folder: Path) -> None:
+    """Write ``window`` into a checkpoint folder."""
+    rewards = window.rewards
+    content: dict[str, Any] = {
+        "window_id": window.window_id,
+        "prompts": [group.prompt.index for group in window.groups],
+        "completions": [[asdict(c) for c in group.completions] for group in window.groups],
+        "rewards": {"rewards_BF": rewards.rewards_BF, "metrics": rewards.metrics},
+        "advantages": {name: getattr(window.advantages, name) for name in _ADVANTAGE_FIELDS},
+        "rows": [{name: getattr(row, name) for name in _ROW_FIELDS} for row in window.rows],
+        "entropy_threshold": window.entropy_threshold,
+    }
+    torch.save(content, folder / FILE)
+
+
+def load_window(
+    folder: Path, prompts: Callable[[Sequence[int]], list[Prompt]], device: torch.device
+) -> Window | None:
+    """Read the window of a checkpoint, or None if it has none.
+
+    Args:
+        folder: the checkpoint.
+        prompts: row numbers -> prompts.
+        device: for the log-probabilities.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    groups = [
+        Group(prompt, tuple(Completion(**fields) for fields in completions))
+        for prompt, completions in zip(
+            prompts(content["prompts"]), content["completions"], strict=True
+        )
+    ]
+    pairs = [(group.prompt, c) for group in groups for c in group.completions]
+    rows = [
+        Row(prompt=p, completion=c, **{name: _to(value, device) for name, value in row.items()})
+        for (p, c), row in zip(pairs, content["rows"], strict=True)
+    ]
+    rewards = content["rewards"]
+    return Window(
+        window_id=tuple(content["window_id"]),
+        groups=groups,
+        rewards=RewardTable(rewards["rewards_BF"], {}, rewards["metrics"], {}),
+        advantages=Advantages(**content["advantages"]),
+        rows=rows,
+        entropy_threshold=_to(content["entropy_threshold"], device),
+    )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,55 @@
+"""The registry of procedural tasks and the rows it makes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from foveal.tasks import TASKS, dataset, get_task
+
+
+def test_unknown_task_names_the_nearest_one():
+    with pytest.raises(ValueError, match=r"'shape'; did you mean 'shapes'\? There are: shapes"):
+        get_task("shape")
+
+
+def test_unlike_name_gets_the_list_and_no_guess():
+    with pytest.raises(ValueError, match=r"'zzz'; There are: shapes"):
+        get_task("zzz")
+
+
+def test_tasks_are_registered_under_their_own_names():
+    assert TASKS and all(task.name == name for name, task in TASKS.items())
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_rows_have_the_columns_that_the_data_reader_knows(name):
+    for row in dataset(name, n=20, seed=3):
+        assert set(row) == {"images", "problem", "answer", "task", "difficulty", "metadata"}
+        assert row["problem"].count("<image>") == len(row["images"]) == 1
+        assert row["problem"].startswith("<image>")
+        assert row["task"] == name
+        assert json.loads(json.dumps(row["metadata"])) == row["metadata"]
+
+
+def test_two_seeds_share_no_row_and_a_longer_set_begins_with_the_shorter():
+    first, second = dataset("shapes", n=50, seed=0), dataset("shapes", n=50, seed=1)
+    pixels = [row["images"][0].tobytes() + row["problem"].encode() for row in first + second]
+    assert len(set(pixels)) == 100
+    assert dataset("shapes", n=10, seed=0) == first[:10]
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_an_empty_data_set_is_refused(n):
+    with pytest.raises(ValueError, match=rf"n is {n}; a data set has 1 row or more"):
+        dataset("shapes", n=n)
+
+
+def test_importing_tasks_loads_no_heavy_package():
+    code = (
+        "import sys, foveal.tasks;"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
