@@ -143,6 +143,6 @@ def _iou(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
     union = area[0] + area[1] - overlap
     iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     agree = [
-        [True for r in reference] for p in predicted
+        [not (p.label and r.label) or p.label == r.label for r in reference] for p in predicted
     ]
     return iou * np.array(agree, dtype=bool).reshape(iou.shape)

@@ -108,9 +108,10 @@ class NumberWithin:
     def _accepts(self, answer: Number | None, reference: Number) -> bool:
         if answer is None:
             return False
-        if self._close(answer.value, reference.value):
-            return True
-        return answer.percent != reference.percent and self._close(answer.bare, reference.bare)
+        # The second differs from the first only where one side alone has a percent sign.
+        return self._close(answer.value, reference.value) or self._close(
+            answer.bare, reference.bare
+        )
 
     def _close(self, answer: float, reference: float) -> bool:
         return abs(answer - reference) <= max(self.abs_tol, self.rel_tol * abs(reference))

@@ -1,7 +1,7 @@
 """Where completions come from. The trainer sees one method, ``RolloutBackend.generate``.
 
-    TransformersBackend   transformers' own generate: slow, stock, the reference in tests
-    ScriptedBackend       completions written down beforehand: tests of everything behind it
+TransformersBackend   transformers' own generate: slow, stock, the reference in tests
+ScriptedBackend       completions written down beforehand: tests of everything behind it
 """
 
 from foveal.rollout.backend import RolloutBackend

@@ -39,6 +39,8 @@ class ScriptedBackend:
             ids = [*self.tokenizer.encode(line, add_special_tokens=False), self.eos_token_id]
         else:
             ids = [int(i) for i in line]
+        if not ids:
+            raise ValueError("the script gave a completion without tokens; give at least one")
         ids = ids[:max_tokens]
         stopped = ids[-1] == self.eos_token_id
         text = self.tokenizer.decode(ids, skip_special_tokens=True)

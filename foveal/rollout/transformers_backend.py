@@ -46,12 +46,26 @@ class TransformersBackend:
                 f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
                 "exactly 1 at temperature 0, where all completions of a prompt are equal"
             )
-        per_call = len(prompts) if self.max_rows is None else max(1, self.max_rows // n)
+        rows = self.max_rows or max(1, n * len(prompts))
+        per_call = max(1, rows // n)
         groups: list[Group] = []
         with _inference(self.model), _seeded(sampling.seed, stock_model(self.model).device):
             for start in range(0, len(prompts), per_call):
-                groups += self._generate_call(prompts[start : start + per_call], n, sampling)
+                groups += self._groups(prompts[start : start + per_call], n, rows, sampling)
         return groups
+
+    def _groups(
+        self, prompts: Sequence[Prompt], n: int, rows: int, sampling: SamplingParams
+    ) -> list[Group]:
+        """Groups of ``n``, a part of each at a time where one alone has more than ``rows``."""
+        parts = [
+            self._generate_call(prompts, min(rows, n - done), sampling)
+            for done in range(0, n, min(rows, n))
+        ]
+        return [
+            Group(groups[0].prompt, tuple(c for group in groups for c in group.completions))
+            for groups in zip(*parts, strict=True)
+        ]
 
     def _generate_call(
         self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams
@@ -191,13 +205,18 @@ def left_padded_inputs(stock: Any, prompts: Sequence[Prompt], pad_id: int) -> di
 @contextlib.contextmanager
 def _inference(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients in the trainer's precision; the mode is put back."""
-    training = model.training
+    from transformers import GenerationConfig
+
+    stock, training = stock_model(model), model.training
+    # generate takes what a call leaves open (min_p, bad words) from here, the checkpoint's own.
+    defaults, stock.generation_config = stock.generation_config, GenerationConfig()
     model.eval()
     try:
         with torch.no_grad(), autocast(model):
             yield
     finally:
         model.train(training)
+        stock.generation_config = defaults
 
 
 @contextlib.contextmanager

@@ -59,6 +59,13 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def staging(run_folder: Path) -> Path:
+    """An empty place to write a checkpoint in; what an earlier crash left there is gone."""
+    folder = run_folder / STAGING
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
 def publish(staged: Path, final: Path) -> None:
     """Give a staged checkpoint its name, in one step as others see it."""
     write_manifest(staged)
@@ -80,14 +87,19 @@ def step_of(folder: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
-def rotate(run_folder: Path, keep: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond ``keep``; the best one stays."""
+def rotate(run_folder: Path, newest: str, keep: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond ``keep``; the newest and the best one stay.
+
+    A checkpoint of a later step than the newest comes from before a resume: it is older.
+    """
     if not keep or keep < 1:
         return
-    kept_best = Path(best).name if best else None
-    old = [p for p in checkpoints(run_folder) if p.name != kept_best]
-    room = keep - (1 if kept_best and (run_folder / kept_best).is_dir() else 0)
-    for folder in old[: max(0, len(old) - max(room, 1))]:
+    protected = {newest, Path(best).name if best else newest}
+    found = checkpoints(run_folder)
+    last_step = step_of(run_folder / newest)
+    order = sorted(found, key=lambda p: (step_of(p) <= last_step, step_of(p)))
+    spare = [folder for folder in order if folder.name not in protected]
+    for folder in spare[: max(0, len(found) - keep)]:
         shutil.rmtree(folder)
 
 

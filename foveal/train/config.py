@@ -9,6 +9,8 @@ from typing import Any, Literal
 from transformers import TrainingArguments
 
 from foveal.rl import LossSpec
+from foveal.rl.advantages import AGGREGATIONS, SCALES
+from foveal.rl.ratios import MISMATCH_MODES
 from foveal.types import SamplingParams
 
 CHECKPOINTING = (True, False, "offload")
@@ -150,18 +152,23 @@ class GRPOConfig(TrainingArguments):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
-        if self.scale_rewards not in ("group", "batch", "none"):
-            raise ValueError(
-                f"scale_rewards is {self.scale_rewards!r}; it must be 'group', 'batch' or 'none'"
-            )
-        if self.reference not in ("auto", "off", "start"):
-            raise ValueError(
-                f"reference is {self.reference!r}; it must be 'auto', 'off' or 'start'"
-            )
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(
-                f"max_prompt_length is {self.max_prompt_length}; give a positive number, or None"
-            )
+        for name in ("max_prompt_length", "num_generations_eval", "rollout_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; give a positive number, or None")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        choices = {
+            "scale_rewards": SCALES,
+            "multi_objective_aggregation": AGGREGATIONS,
+            "reference": ("auto", "off", "start"),
+            "vllm_importance_sampling_mode": MISMATCH_MODES,
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
 
     def _arrange_batch(self) -> None:
         """Find out how many groups a micro-step, an optimizer step and a rollout hold."""

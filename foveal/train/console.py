@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback
 
 console = Console()
@@ -95,7 +96,9 @@ def completions_table(window: Any, reward_names: list[str], count: int, step: in
     scored = zip(window.rows, window.rewards.rewards_BF, strict=True)
     for row, rewards in list(scored)[:count]:
         numbers = [f"{value:.2f}" for value in [*rewards, row.advantage]]
-        table.add_row(last_user_text(row.prompt.messages), row.completion.text, *numbers)
+        # As it is: to rich a policy's "[/b]" would be markup, and an error.
+        words = [Text(last_user_text(row.prompt.messages)), Text(row.completion.text)]
+        table.add_row(*words, *numbers)
     return table
 
 

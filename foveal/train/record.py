@@ -50,21 +50,21 @@ class RolloutFile:
         lines = []
         scored = zip(window.rows, window.rewards.rewards_BF, strict=True)
         for index, (row, rewards) in enumerate(scored):
-            lines.append(
-                {
-                    "step": step,
-                    "row": row.prompt.index,
-                    "prompt": last_user_text(row.prompt.messages),
-                    "images": self._pictures(row.prompt),
-                    "answer": _plain(row.prompt.columns.get("answer")),
-                    "completion": row.completion.text,
-                    "tokens": len(row.completion.ids),
-                    "stop_reason": row.completion.stop_reason,
-                    "rewards": dict(zip(reward_names, map(_plain, rewards), strict=True)),
-                    "advantage": _plain(row.advantage),
-                    **{k: _plain(v[index]) for k, v in window.rewards.extra.items()},
-                }
-            )
+            line = {
+                "step": step,
+                "row": row.prompt.index,
+                "prompt": last_user_text(row.prompt.messages),
+                "images": self._pictures(row.prompt),
+                "answer": _plain(row.prompt.columns.get("answer")),
+                "completion": row.completion.text,
+                "tokens": len(row.completion.ids),
+                "stop_reason": row.completion.stop_reason,
+                "rewards": dict(zip(reward_names, map(_plain, rewards), strict=True)),
+                "advantage": _plain(row.advantage),
+            }
+            for name, values in window.rewards.extra.items():
+                line[f"extra/{name}" if name in line else name] = _plain(values[index])
+            lines.append(line)
         with self.path.open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
@@ -81,7 +81,9 @@ class RolloutFile:
             path = self.folder / "images" / f"{image.digest[:16]}.png"
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
+                part = path.with_suffix(".part")
+                picture.save(part, format="PNG")
+                part.replace(path)
             names.append(path.relative_to(self.folder).as_posix())
         return names
 
@@ -90,10 +92,18 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop lines after ``step``, by way of a second file so that a crash loses nothing."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
     part = path.with_suffix(".part")
     part.write_text("".join(line + "\n" for line in lines))
     part.replace(path)
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a crash may have cut the last one short, which belongs to no step."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def _plain(value: Any) -> Any:
@@ -102,6 +112,6 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, (int, str, bool, type(None))):
         return value
-    if hasattr(value, "item") and getattr(value, "size", 2) == 1:
+    if getattr(value, "shape", None) == ():
         return _plain(value.item())
     return str(value)

@@ -45,8 +45,10 @@ def prepare_arguments(args: Any, model: Any) -> GRPOConfig:
         )
     if config.use_vllm:
         console.print("use_vllm: rollouts come from the built-in backend, which needs no vLLM.")
-    if "8bit" in str(config.optim) and not torch.cuda.is_available():
-        console.print(f"No CUDA device: optim={config.optim} is replaced by adamw_torch.")
+    # An enum with text values: str() of it would be its Python name.
+    optimizer = str(getattr(config.optim, "value", config.optim))
+    if "8bit" in optimizer and not torch.cuda.is_available():
+        console.print(f"No CUDA device: optim={optimizer} is replaced by adamw_torch.")
         config.optim = "adamw_torch"
     return config
 

@@ -15,6 +15,7 @@ prompt is stored more than once.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from foveal.data import RowSource, load_rows
+from foveal.data import RowSource
 from foveal.memory import PhaseMeter
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import placeholder_ids, vision_is_trained
 from foveal.models.forward import FeatureCache
-from foveal.models.state import state_of
+from foveal.models.state import say, state_of
 from foveal.rewards.call import RewardCaller
 from foveal.rl import entropy_threshold, step_normaliser
 from foveal.rollout import RolloutBackend, TransformersBackend
@@ -382,9 +383,15 @@ class GRPOTrainer(Trainer):
             window = collector.collect(prompts, (-1, start), meter=meter, trainer_state=self.state)
             parts.append(window_metrics(window, self.reward_caller.names))
             weights.append(len(prompts))
-        for name in parts[0]:
-            total = sum(part[name] * weight for part, weight in zip(parts, weights, strict=True))
-            log.add({f"{metric_key_prefix}_{name}": total / sum(weights)})
+        for name in dict.fromkeys(name for part in parts for name in part):
+            # A reward function may say nothing about a batch, or log something in some only.
+            known = [
+                (part[name], weight)
+                for part, weight in zip(parts, weights, strict=True)
+                if math.isfinite(part.get(name, math.nan))
+            ]
+            mean = sum(v * w for v, w in known) / sum(w for _, w in known) if known else math.nan
+            log.add({f"{metric_key_prefix}_{name}": mean})
         metrics = log.drain()
         metrics[f"{metric_key_prefix}_runtime"] = meter.seconds("rollout", "reward")
         self.log(metrics)
@@ -399,11 +406,9 @@ class GRPOTrainer(Trainer):
         """As ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last whole
         checkpoint, and a damaged one gives way to the one before it, which is said."""
         if resume_from_checkpoint:
-            folder, notices = checkpoints.choose(
-                resume_from_checkpoint, Path(self.args.output_dir)
-            )
+            folder, notices = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
             for notice in notices:
-                console.print(f"[yellow]{notice}[/]; resuming from {folder.name} instead")
+                say(f"{notice}; resuming from {folder.name} instead")
             resume_from_checkpoint = str(folder)
         self._window = None
         self._last_micro_step = None
@@ -446,17 +451,18 @@ class GRPOTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.state.best_global_step == self.state.global_step:
             self.state.best_model_checkpoint = str(run / name)
+        staged = checkpoints.staging(run) / name
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
-        staged = run / checkpoints.STAGING / name
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(run / name)
             self.state.save_to_json(str(staged / "trainer_state.json"))
         checkpoints.publish(staged, run / name)
-        checkpoints.rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        checkpoints.rotate(run, name, self.args.save_total_limit, best)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -105,6 +105,7 @@ def test_the_ways_to_write_a_reference(reference):
         "The answer is A. The answer is B.",
         "(B) or (C)",
         "B. or C.",
+        "It is either (A) or (B)",
         "<answer>A</answer>" + "<answer>B</answer>" + "<answer>C</answer>",
         "A dog and a ball",
     ],
@@ -272,6 +273,7 @@ def test_boxed_format_accepts_one_box_after_the_thinking(text):
         r"<think>\boxed{3}</think>\boxed{4}",
         r"<think>\boxed{4}",
         r"<think>a</think><think>b</think>\boxed{4}",
+        r"<think><think>a</think>\boxed{4}",
         r"</think><think>\boxed{4}",
     ],
 )

@@ -37,7 +37,14 @@ def test_scale_none_only_subtracts_the_mean():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize(
-    "tie", [[0.1] * 8, [0.1 + 0.2, 0.3] * 4, [0.1 + 0.7, 0.8] * 4, [1000.1] * 8, [-0.7] * 8]
+    "tie",
+    [
+        [0.1] * 8,
+        [0.1 + 0.2, 0.3] * 4,
+        [0.1 + 0.7, 0.8] * 4,
+        [1000.1] * 8,
+        [0.1 + 0.2 - 0.3, 0.0] * 4,
+    ],
 )
 def test_a_tied_group_gets_exact_zeros_beside_one_with_spread(tie, scale, dtype):
     result = group_advantages(rewards([tie, [0.0, 1.0] * 4], dtype), scale)

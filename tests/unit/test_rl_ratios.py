@@ -73,6 +73,7 @@ ROLLOUT = torch.zeros(3, 3, dtype=torch.float64)
     [
         ("token_truncate", None, 3.0, [[2, 0.5, 3], [0.25, 1, 1], [1, 1, 1]]),
         ("token_truncate", 0.5, None, [[2, 0.5, 4], [0.5, 1, 1], [1, 1, 1]]),
+        ("token_truncate", None, 0.4, [[0.4, 0.4, 0.4], [0.25, 1, 1], [1, 1, 1]]),
         ("token_mask", None, 3.0, [[2, 0.5, 0], [0.25, 1, 1], [1, 1, 1]]),
         ("token_mask", 0.3, None, [[2, 0.5, 4], [0, 1, 1], [1, 1, 1]]),
         ("sequence_truncate", 0.5, 3.0, [[3], [0.5], [1]]),

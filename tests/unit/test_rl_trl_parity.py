@@ -287,6 +287,11 @@ def test_vespo_far_off_policy():
     rows = make_rows(11)
     rows["old_logprob_BT"][0] = rows["policy_logprob_BT"][0] - torch.tensor([25.0, -5, -5, -5, -6])
     compare(spec, rows)
+    # A weight of 0 counts e^-18.4, not nothing: a row that went up e^19 outweighs it.
+    rows["old_logprob_BT"][0] = rows["policy_logprob_BT"][0] - torch.tensor([5.0, 4, 4, 3, 3])
+    rows["mismatch_weight"] = torch.ones(ROWS, TOKENS, dtype=torch.float64)
+    rows["mismatch_weight"][0, 1] = 0.0
+    compare(spec, rows)
 
 
 @each_loss

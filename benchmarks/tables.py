@@ -1,0 +1,78 @@
+"""Writes the tables in the documents from the measurements in benchmarks/results.
+
+    python benchmarks/tables.py            # rewrite
+    python benchmarks/tables.py --check    # exit 1 if a document is out of date
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+DOCUMENTS = ("README.md",)
+_BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Records = list[dict[str, Any]]
+
+
+def demo_table(records: Records) -> str:
+    lines = [
+        "| run | held-out accuracy before | after | steps | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for r in records:
+        lines.append(_demo_row(r["case"], r["accuracy_before"], r["accuracy_after"], r))
+    before, after = (mean(r[f"accuracy_{k}"] for r in records) for k in ("before", "after"))
+    average = {k: mean(r[k] for r in records) for k in ("steps", "seconds")}
+    lines.append(_demo_row("mean", before, after, average))
+    first = records[0]
+    lines += ["", f"`{first['command']}` on {first['card']}, torch {first['versions']['torch']}."]
+    return "\n".join(lines)
+
+
+def _demo_row(name: str, before: float, after: float, r: dict[str, Any]) -> str:
+    return f"| {name} | {before:.1%} | {after:.1%} | {r['steps']:.0f} | {r['seconds']:.0f} |"
+
+
+TABLES: dict[str, Callable[[Records], str]] = {"demo": demo_table}
+
+
+def render(document: str) -> str:
+    """``document`` with every table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(2)
+        records = json.loads((RESULTS / f"{name}.json").read_text())
+        return f"{match.group(1)}{TABLES[name](records)}\n{match.group(3)}"
+
+    return _BLOCK.sub(table, document)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    check = parser.parse_args().check
+    stale = []
+    for name in DOCUMENTS:
+        path = REPOSITORY / name
+        text = path.read_text()
+        if render(text) != text:
+            stale.append(name)
+            if not check:
+                path.write_text(render(text))
+    if check and stale:
+        sys.exit(f"out of date: {', '.join(stale)}; run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()

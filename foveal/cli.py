@@ -1,0 +1,223 @@
+"""The command line: ``foveal demo | train | eval | doctor | version``.
+
+Torch is loaded inside the commands that compute, so that help and messages come at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+import foveal
+
+if TYPE_CHECKING:
+    from foveal.evaluate import Evaluation
+    from foveal.recipe import CheckedRecipe
+
+USER_ERROR = 2
+"""Exit code where what the user gave is at fault."""
+
+
+class _Commands(TyperGroup):
+    """Says what is wrong with the user's input in one line; other errors keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if ctx.params.get("traceback") or not _is_about_input(error):
+                raise
+            line = " ".join(str(error).split())
+            Console(stderr=True).print(Text(line, style="red"), soft_wrap=True)
+            raise typer.Exit(USER_ERROR) from None
+
+
+def _is_about_input(error: Exception) -> bool:
+    """Whether one of our own checks raised it; the same types from elsewhere are defects."""
+    from foveal.rewards import RewardError
+
+    if isinstance(error, RewardError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    ours = str(raised_in).partition(".")[0] == foveal.__name__
+    return ours and isinstance(error, (ValueError, TypeError, ImportError, FileNotFoundError))
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Reinforcement learning for vision-language models on one GPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def options(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error was raised.")
+    ] = False,
+) -> None:
+    """Reinforcement learning for vision-language models on one GPU."""
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="The run folder.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of the adapter and the sampling.")] = 0,
+) -> None:
+    """Train a tiny model on a CPU, offline, in minutes, and show what it learned."""
+    from foveal.demo import run_demo
+
+    run_demo(output_dir=output_dir, seed=seed)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Such as train.learning_rate=1e-5.", metavar="[KEY=VALUE]..."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything but the weights; train nothing.")
+    ] = False,
+) -> None:
+    """Train as a recipe says."""
+    from foveal.recipe import check_recipe, load_recipe, run_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    if dry_run:
+        checked = check_recipe(loaded)
+        typer.echo(loaded.to_yaml())
+        Console().print(_plan(checked))
+        return
+    trainer = run_recipe(loaded, resume=resume or None)
+    typer.echo(f"Run folder: {trainer.args.output_dir}")
+
+
+def _plan(checked: CheckedRecipe) -> Table:
+    """What a run would do."""
+    config, rows = checked.config, checked.train_rows
+    prompts = config.prompts_per_micro_step * config.gradient_accumulation_steps
+    table = Table(title="The recipe can run", show_header=False)
+    table.add_row("model", checked.family)
+    table.add_row("training rows", f"{len(rows)} from {rows.name}")
+    if checked.eval_rows is not None:
+        table.add_row("evaluation rows", f"{len(checked.eval_rows)} from {checked.eval_rows.name}")
+    table.add_row("an optimizer step", f"{prompts} prompts x {config.num_generations} completions")
+    epochs = f"{config.num_train_epochs:g} epochs"
+    table.add_row("length", f"{config.max_steps} steps" if config.max_steps > 0 else epochs)
+    return table
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: folder or hub id.")],
+    data: Annotated[str, typer.Argument(help="File, folder or hub id.")],
+    reward: Annotated[
+        list[str],
+        typer.Option(help="Name of a reward; several times for several, the first is accuracy."),
+    ],
+    split: Annotated[str | None, typer.Option(help="Such as validation or train[:100].")] = None,
+    n: Annotated[int, typer.Option("--n", help="Answers to each question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As in training.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the result to this file too.")
+    ] = None,
+) -> None:
+    """Answer every row of a data set and show the mean of each reward."""
+    from foveal.data import load_rows
+    from foveal.rewards import resolve
+
+    functions = [resolve(name) for name in reward]
+    rows = load_rows(data, split)
+    if n < 1 or (n > 1 and temperature == 0):
+        raise ValueError(
+            f"--n is {n} at --temperature {temperature:g}; give at least 1, and a temperature "
+            "above 0 for more than 1, because greedy answers are all the same"
+        )
+    from foveal.models.load import FastVisionModel
+
+    settings = {"num_generations": n, "temperature": temperature, "seed": seed}
+    policy, processor = FastVisionModel.from_pretrained(model, load_in_4bit=load_in_4bit)
+    result = foveal.evaluate(
+        policy,
+        processor,
+        rows,
+        functions,
+        max_completion_length=max_tokens,
+        batch_size=batch_size,
+        show_progress=True,
+        **settings,
+    )
+    Console().print(_rewards_table(result, model, data))
+    if json_file is not None:
+        about = {"model": model, "data": data, "split": split, **settings}
+        _write_json(json_file, {**about, "max_completion_length": max_tokens}, result)
+
+
+def _rewards_table(result: Evaluation, model: str, data: str) -> Table:
+    table = Table(title=f"{model} on {data}")
+    table.add_column("reward")
+    table.add_column("mean", justify="right")
+    for name, mean in result.rewards.items():
+        table.add_row(name, "-" if math.isnan(mean) else f"{mean:.4f}")
+    table.caption = f"{result.completions} answers to {result.prompts} questions"
+    return table
+
+
+def _write_json(path: Path, about: dict[str, Any], result: Evaluation) -> None:
+    means = {name: None if math.isnan(mean) else mean for name, mean in result.rewards.items()}
+    counts = {"prompts": result.prompts, "completions": result.completions}
+    whole = {**about, "foveal": foveal.__version__, **counts, "rewards": means}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, the GPU, extras and the disk; say what is missing and how to add it."""
+    from foveal.doctor import examine
+
+    findings = examine()
+    table = Table("", "found", "to do", title=f"foveal {foveal.__version__}")
+    for finding in findings:
+        style = "red" if finding.is_fatal else None
+        # As Text, because "foveal[quant]" would be taken for markup.
+        table.add_row(*map(Text, (finding.topic, finding.state, finding.remedy or "")), style=style)
+    Console().print(table)
+    if any(finding.is_fatal for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(foveal.__version__)
+
+
+def main() -> None:
+    """Entry point of the ``foveal`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Which keys a recipe may have, and what each of them takes.
+
+Both are read from the signatures that the values are handed to, so a new argument or field is a
+new key without a word here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "EXAMPLES",
+    "DataSection",
+    "RecipeError",
+    "check_rewards",
+    "check_section",
+    "refuse_unknown",
+    "weigh_rewards",
+]
+
+EXAMPLES = {
+    "model": "model: {model_name: Qwen/Qwen2.5-VL-7B-Instruct}",
+    "lora": "lora: {r: 16, lora_alpha: 32}, or lora: false to train the model as it is loaded",
+    "data": "data: {train: questions.parquet}",
+    "rewards": "rewards: [exact_answer, think_answer_format]",
+    "train": "train: {output_dir: runs/first, max_steps: 100}",
+}
+"""The sections, and how each is written."""
+_TASK_EXAMPLE = "{task: shapes, n: 512}"
+_TASK_KEYS = {"task": str, "n": int, "seed": int, "difficulty": int}
+_NEEDED = {
+    "model": ["model_name"],
+    "data": ["train"],
+    "train": ["output_dir"],
+    "data.train": ["task", "n"],
+    "data.eval": ["task", "n"],
+}
+_SECRETS = {"model": "token", "train": "hub_token"}
+_MISFIT = object()
+
+
+class RecipeError(Exception):
+    """What is wrong with a recipe; ``load_recipe`` adds the file and raises ValueError."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSection:
+    """What to train and evaluate on: names that ``foveal.data.load_rows`` opens, or tasks."""
+
+    train: str | dict[str, Any]
+    """A task is ``{task, n, seed, difficulty}``, the arguments of ``foveal.tasks.dataset``."""
+    eval: str | dict[str, Any] | None = None
+    """None with an ``eval_split`` is another split of ``train``."""
+    split: str | None = None
+    eval_split: str | None = None
+
+
+@cache
+def known_keys(section: str) -> dict[str, Any]:
+    """The keys that a section, or a task in ``data``, may have, with their type hints."""
+    if section == "data":
+        return get_type_hints(DataSection)
+    if section.startswith("data."):
+        return _TASK_KEYS
+    if section == "train":
+        from foveal.train import GRPOConfig
+
+        hints = get_type_hints(GRPOConfig)
+        return {field.name: hints[field.name] for field in fields(GRPOConfig) if field.init}
+    from foveal.models.load import FastVisionModel as Fast
+
+    takes = Fast.from_pretrained if section == "model" else Fast.get_peft_model
+    hints = get_type_hints(takes)
+    return {
+        parameter.name: hints[parameter.name]
+        for parameter in inspect.signature(takes).parameters.values()
+        # get_peft_model's model is what the section before it loads.
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and parameter.name != "model"
+    }
+
+
+def refuse_unknown(section: str, given: Iterable[Any]) -> None:
+    """Raise for the first key that a section does not have; "" stands for the recipe itself."""
+    known = known_keys(section) if section else EXAMPLES
+    for key in given:
+        if key not in known:
+            shown = f"{section}.{key}" if section else key
+            raise RecipeError(f"unknown key {shown}; {_nearest(section, str(key), list(known))}")
+
+
+def _nearest(section: str, key: str, known: list[str]) -> str:
+    """A hint at the key that was meant, in this section or else in another."""
+    near = get_close_matches(key, known, n=1)
+    if near:
+        return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
+    for other in ("model", "lora", "data", "train"):
+        if key in known_keys(other):
+            return f"did you mean {other}.{key}?"
+    if section == "train":
+        return "the section takes the fields of foveal.GRPOConfig"
+    return f"known are {', '.join(known)}"
+
+
+def check_section(section: str, values: Any) -> dict[str, Any]:
+    """The values of a section, each of a type that its key takes.
+
+    Raises:
+        RecipeError: for an unknown or missing key, a secret, or a value of another type.
+    """
+    example = EXAMPLES.get(section, f"{section.removeprefix('data.')}: {_TASK_EXAMPLE}")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise RecipeError(f"{section} is {values!r}, which has no keys; write {example}")
+    refuse_unknown(section, values)
+    for key in _NEEDED.get(section, []):
+        if values.get(key) is None:
+            raise RecipeError(f"{section}.{key} is missing; write {example}")
+    secret = _SECRETS.get(section)
+    if secret is not None and values.get(secret) is not None:
+        raise RecipeError(
+            f"{section}.{secret} would be copied into the run folder; log in with "
+            "`hf auth login`, or set HF_TOKEN"
+        )
+    known = known_keys(section)
+    return {key: _typed(f"{section}.{key}", value, known[key]) for key, value in values.items()}
+
+
+def check_rewards(given: Any) -> dict[str, Any]:
+    """Rewards with their weights, None where none was given."""
+    items: list[tuple[Any, Any]] = []
+    for item in given if isinstance(given, list) else [given]:
+        items += item.items() if isinstance(item, dict) else [(item, None)]
+    for name, weight in items:
+        if not isinstance(name, str):
+            raise RecipeError(
+                f"rewards has {name!r}, which is no name of a reward; write {EXAMPLES['rewards']}"
+            )
+        if weight is not None:
+            _typed(f"the weight of the reward {name!r}", weight, float)
+    if len(dict(items)) < len(items):
+        raise RecipeError(f"rewards has a name twice: {', '.join(n for n, _ in items)}; keep one")
+    return dict(items)
+
+
+def weigh_rewards(rewards: Mapping[str, Any], weights: Sequence[float] | None) -> dict[str, float]:
+    """Fill in the weights from ``train.reward_weights``, or else with 1."""
+    if not rewards:
+        raise RecipeError(f"rewards is empty; write {EXAMPLES['rewards']}")
+    if weights is None:
+        return {name: 1.0 if weight is None else weight for name, weight in rewards.items()}
+    if len(weights) != len(rewards) or any(weight is not None for weight in rewards.values()):
+        raise RecipeError(
+            f"train.reward_weights is {list(weights)} for the rewards {', '.join(rewards)}; give "
+            "each reward its weight in the section rewards instead"
+        )
+    return dict(zip(rewards, weights, strict=True))
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    fitting = _fitting(value, hint)
+    if fitting is _MISFIT:
+        words = _KINDS.get(type(value), type(value).__name__)
+        shown = words if value is None else f"{value!r} ({words})"
+        raise RecipeError(f"{key} is {shown}; it takes {_in_words(hint)}")
+    return fitting
+
+
+def _fitting(value: Any, hint: Any) -> Any:
+    """``value`` as a type hint has it, or ``_MISFIT``."""
+    kind = get_origin(hint) or hint
+    if hint is Any:
+        return value
+    if kind in (Union, types.UnionType):
+        tried = (_fitting(value, part) for part in get_args(hint))
+        return next((found for found in tried if found is not _MISFIT), _MISFIT)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)  # 1e3 is a float to YAML
+    return value if _is_a(value, kind, get_args(hint)) else _MISFIT
+
+
+def _is_a(value: Any, kind: Any, parts: tuple[Any, ...]) -> bool:
+    if kind is Literal:
+        return any(type(value) is type(part) and value == part for part in parts)
+    if not isinstance(kind, type):
+        return False
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in _KINDS and not issubclass(kind, dict | list):
+        return type(value) is kind  # to isinstance, True would be a whole number
+    if issubclass(kind, Enum):
+        return any(value == member.value for member in kind)
+    if issubclass(kind, Mapping):
+        return isinstance(value, dict)
+    if issubclass(kind, Sequence):
+        item_hint = parts[0] if parts else Any
+        fits = isinstance(value, list)
+        return fits and all(_fitting(item, item_hint) is not _MISFIT for item in value)
+    return False
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    type(None): "null",
+    dict: "keys with values",
+    list: "a list",
+}
+
+
+def _in_words(hint: Any) -> str:
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(filter(None, map(_in_words, parts))))
+    if kind is Literal:
+        return " or ".join(map(repr, parts))
+    if kind in _KINDS:
+        return _KINDS[kind]
+    if isinstance(kind, type) and issubclass(kind, Mapping):
+        return _KINDS[dict]
+    return _KINDS[list] if isinstance(kind, type) and issubclass(kind, Sequence) else ""

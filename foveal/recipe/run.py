@@ -1,0 +1,215 @@
+"""From a recipe to a trained adapter: load it, check what it names, run it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from foveal.data import RowSource, load_rows
+from foveal.recipe.file import anchor, apply_override, read_sections, to_yaml
+from foveal.recipe.keys import (
+    EXAMPLES,
+    DataSection,
+    RecipeError,
+    check_rewards,
+    check_section,
+    weigh_rewards,
+)
+from foveal.rewards import resolve
+
+if TYPE_CHECKING:
+    from foveal.train import GRPOConfig, GRPOTrainer
+
+__all__ = ["CheckedRecipe", "DataSection", "Recipe", "check_recipe", "load_recipe", "run_recipe"]
+
+_RESOLVED_FILE = "recipe.yaml"
+_RESOLVED_HEADER = "# Written by foveal: the recipe of this run, overrides included.\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A recipe whose keys and types are known to be right."""
+
+    path: Path
+    """The file it was read from."""
+    model: dict[str, Any]
+    lora: dict[str, Any] | None
+    """None trains the model as it is loaded: an adapter checkpoint, or all weights."""
+    data: DataSection
+    rewards: dict[str, float]
+    """Weight of each reward."""
+    train: dict[str, Any]
+    """Its ``output_dir`` is absolute."""
+
+    def to_yaml(self) -> str:
+        """Text of a recipe that does the same from any folder."""
+        data = {key: value for key, value in asdict(self.data).items() if value is not None}
+        lora = False if self.lora is None else self.lora
+        sections = {"model": self.model, "lora": lora, "data": data, "rewards": self.rewards}
+        return to_yaml({**sections, "train": self.train})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedRecipe:
+    """What was opened while a recipe was checked; no weights are among it."""
+
+    family: str
+    """Model type of the checkpoint."""
+    config: GRPOConfig
+    train_rows: RowSource
+    eval_rows: RowSource | None
+    reward_functions: list[Callable[..., Any]]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and check its sections, keys and types.
+
+    Args:
+        path: the YAML file.
+        overrides: ``section.key=value``, values as in YAML: ``train.learning_rate=1e-5``.
+
+    Raises:
+        ValueError: for a file that is no recipe, a missing section, an unknown key (with the
+            nearest known one) or a value of the wrong type; names the file and the key.
+    """
+    path = Path(path)
+    try:
+        sections = read_sections(path)
+        anchor(sections, path.absolute().parent)
+        for override in overrides:
+            apply_override(sections, override)
+        return _checked(path, sections)
+    except RecipeError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _checked(path: Path, sections: dict[str, Any]) -> Recipe:
+    for name, example in EXAMPLES.items():
+        if name not in sections:
+            raise RecipeError(f"the section {name} is missing; add for example `{example}`")
+    # What loads no torch comes first, so that most mistakes show at once.
+    rewards = check_rewards(sections["rewards"] or {})
+    data = check_section("data", sections["data"])
+    for role in ("train", "eval"):
+        if isinstance(data.get(role), dict):
+            data[role] = check_section(f"data.{role}", data[role])
+    model = check_section("model", sections["model"])
+    lora = None if sections["lora"] is False else check_section("lora", sections["lora"])
+    train = check_section("train", sections["train"])
+    train["output_dir"] = os.path.abspath(os.path.expanduser(train["output_dir"]))
+    return Recipe(
+        path=path,
+        model=model,
+        lora=lora,
+        data=DataSection(**data),
+        rewards=weigh_rewards(rewards, train.pop("reward_weights", None)),
+        train=train,
+    )
+
+
+def check_recipe(recipe: Recipe) -> CheckedRecipe:
+    """Open what a recipe names, weights excepted: data, rewards, settings, the model's config.
+
+    Raises:
+        ValueError: for what would stop the run later; names the file.
+    """
+    from foveal.models.family import family_module
+    from foveal.models.load import find_checkpoint
+    from foveal.train import GRPOConfig
+
+    try:
+        _refuse_own_file(recipe)
+        functions = [resolve(name) for name in recipe.rewards]
+        config = GRPOConfig(**recipe.train, reward_weights=list(recipe.rewards.values()))
+        train_rows, eval_rows = _open_data(recipe.data)
+        if eval_rows is None and config.eval_strategy != "no":
+            raise ValueError(
+                f"train.eval_strategy is {recipe.train['eval_strategy']!r}, and there is nothing "
+                "to evaluate on; add data.eval or data.eval_split, or take eval_strategy out"
+            )
+        place = find_checkpoint(recipe.model["model_name"], recipe.model.get("revision"))
+        family = family_module(str(place.config.get("model_type"))).FAMILY.model_type
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(f"{recipe.path}: {error}") from error
+    return CheckedRecipe(
+        family=family,
+        config=config,
+        train_rows=train_rows,
+        eval_rows=eval_rows,
+        reward_functions=functions,
+    )
+
+
+def run_recipe(recipe: Recipe, resume: bool | str | None = None) -> GRPOTrainer:
+    """Train. The run folder gets the resolved recipe first and the adapter last.
+
+    Args:
+        recipe: from ``load_recipe``.
+        resume: a checkpoint folder, or True for the last whole one of the run folder;
+            ``train.resume_from_checkpoint`` if None.
+
+    Returns:
+        The trainer, with the trained model in it.
+
+    Raises:
+        ValueError: as ``check_recipe``, before any weights are loaded.
+    """
+    from foveal.models.load import FastVisionModel
+    from foveal.train import GRPOTrainer
+
+    checked = check_recipe(recipe)
+    folder = Path(recipe.train["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RESOLVED_FILE).write_text(_RESOLVED_HEADER + recipe.to_yaml(), encoding="utf-8")
+    model, processor = FastVisionModel.from_pretrained(**recipe.model)
+    if recipe.lora is not None:
+        model = FastVisionModel.get_peft_model(model, **recipe.lora)
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=processor,
+        reward_funcs=checked.reward_functions,
+        train_dataset=checked.train_rows,
+        eval_dataset=checked.eval_rows,
+        args=checked.config,
+    )
+    trainer.train(recipe.train.get("resume_from_checkpoint") if resume is None else resume)
+    model.save_pretrained(folder)
+    if not hasattr(model, "peft_config"):
+        # An adapter finds its processor at its base; whole weights have no base.
+        processor.save_pretrained(folder)
+    return trainer
+
+
+def _refuse_own_file(recipe: Recipe) -> None:
+    """The resolved recipe may replace an older one of its kind, not what a person wrote."""
+    target = Path(recipe.train["output_dir"]) / _RESOLVED_FILE
+    if not target.is_file() or not target.samefile(recipe.path):
+        return
+    if not target.read_text(encoding="utf-8").startswith(_RESOLVED_HEADER):
+        raise ValueError(
+            "the run would write its resolved recipe over this file; give the recipe another "
+            "name, or train.output_dir another folder"
+        )
+
+
+def _open_data(data: DataSection) -> tuple[RowSource, RowSource | None]:
+    train_rows = _open(data.train, data.split)
+    if data.eval is None and data.eval_split is None:
+        return train_rows, None
+    return train_rows, _open(data.train if data.eval is None else data.eval, data.eval_split)
+
+
+def _open(spec: str | dict[str, Any], split: str | None) -> RowSource:
+    """Open a data set and read its first row, so that a wrong one fails now."""
+    if isinstance(spec, dict):
+        from foveal.tasks import dataset
+
+        settings = {key: value for key, value in spec.items() if key != "task"}
+        rows = load_rows(dataset(spec["task"], **settings), split)
+    else:
+        rows = load_rows(spec, split)
+    rows[0]
+    return rows
