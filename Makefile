@@ -14,7 +14,7 @@ test: check
 check: $(VENV)/dev
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
-	$(RUN)/pyright
+	$(RUN)/pyright --pythonpath $(RUN)/python
 	$(RUN)/lint-imports
 
 tiny-model: $(VENV)/demo

@@ -1,4 +1,4 @@
-"""One training step of a real-size model through the plain path: benchmarks/results/plain_step.json.
+"""One step of a real-size model through the plain path: benchmarks/results/plain_step.json.
 
     python benchmarks/plain_step.py [--out FILE] [--new-tokens 1024]
 
@@ -67,17 +67,21 @@ def random_model(layers: int) -> tuple[Any, Any]:
     from foveal.testing.tokenizer import qwen_tokenizer
 
     tokenizer = qwen_tokenizer()
-    text = dict(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=layers,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    )
-    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16)
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    }
+    vision = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config={**vision, "out_hidden_size": 3584},
@@ -101,9 +105,7 @@ def random_model(layers: int) -> tuple[Any, Any]:
 def train_one_step(model: Any, processor: Any, arguments: argparse.Namespace) -> dict[str, float]:
     from foveal import GRPOConfig, GRPOTrainer
 
-    pictures = [
-        Image.effect_noise((840, 840), 40 + seed).convert("RGB") for seed in range(4)
-    ]
+    pictures = [Image.effect_noise((840, 840), 40 + seed).convert("RGB") for seed in range(4)]
     rows = [
         {"problem": "<image>" + "How many red things are there? " * 4, "images": [p], "answer": "3"}
         for p in pictures

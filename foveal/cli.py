@@ -58,6 +58,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Reinforcement learning for vision-language models on one GPU.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -87,7 +88,7 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Such as train.learning_rate=1e-5.", metavar="[KEY=VALUE]..."),
+        typer.Argument(help="Such as train.learning_rate=1e-5.", metavar="KEY=VALUE"),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last whole checkpoint.")
@@ -132,7 +133,6 @@ def evaluate(
         list[str],
         typer.Option(help="Name of a reward; several times for several, the first is accuracy."),
     ],
-    split: Annotated[str | None, typer.Option(help="Such as validation or train[:100].")] = None,
     n: Annotated[int, typer.Option("--n", help="Answers to each question.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 512,
@@ -148,7 +148,7 @@ def evaluate(
     from foveal.rewards import resolve
 
     functions = [resolve(name) for name in reward]
-    rows = load_rows(data, split)
+    load_rows(data)  # a wrong name must not wait for the weights
     if n < 1 or (n > 1 and temperature == 0):
         raise ValueError(
             f"--n is {n} at --temperature {temperature:g}; give at least 1, and a temperature "
@@ -161,7 +161,7 @@ def evaluate(
     result = foveal.evaluate(
         policy,
         processor,
-        rows,
+        data,
         functions,
         max_completion_length=max_tokens,
         batch_size=batch_size,
@@ -170,7 +170,7 @@ def evaluate(
     )
     Console().print(_rewards_table(result, model, data))
     if json_file is not None:
-        about = {"model": model, "data": data, "split": split, **settings}
+        about = {"model": model, "data": data, **settings}
         _write_json(json_file, {**about, "max_completion_length": max_tokens}, result)
 
 

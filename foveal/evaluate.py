@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ def evaluate(
     model: nn.Module,
     processor: Any,
     dataset: Any,
-    reward_funcs: str | Callable[..., Any] | Sequence[str | Callable[..., Any]],
+    reward_funcs: Any,
     *,
     num_generations: int = 1,
     temperature: float = 0.0,
@@ -52,7 +51,7 @@ def evaluate(
         model: from ``FastVisionModel``, or any supported transformers or PEFT model.
         processor: the model's.
         dataset: anything that ``foveal.data.load_rows`` opens.
-        reward_funcs: the first one counts as accuracy.
+        reward_funcs: one or several, functions or names; the first one counts as accuracy.
         num_generations: answers to each prompt.
         temperature: 0 is greedy, and then ``num_generations`` must be 1.
         max_completion_length: tokens of an answer.

@@ -1,7 +1,7 @@
 """Stock transformers models, extended through their own doors.
 
-    family      facts and functions of each supported family
-    rows        prompts and completions laid out as a padded batch
-    forward     rows -> log-probability of every completion token (the plain pass)
-    load        FastVisionModel: load, adapt, save, merge
+family      facts and functions of each supported family
+rows        prompts and completions laid out as a padded batch
+forward     rows -> log-probability of every completion token (the plain pass)
+load        FastVisionModel: load, adapt, save, merge
 """

@@ -107,8 +107,8 @@ def get_peft_model(
     import peft
 
     config = peft.LoraConfig(
-        # PEFT's annotation says int; the scale lora_alpha / r takes any number.
         r=r,
+        # PEFT's annotation says int; the scale lora_alpha / r takes any number.
         lora_alpha=lora_alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=0.0,
         bias="none",
@@ -305,14 +305,16 @@ def _wrap(model: nn.Module, wrap: Callable[[nn.Module], Any]) -> Any:
     chosen = state.checkpointing
     # PEFT answers checkpointed layers by hooking the embeddings and, through them, the tower.
     set_checkpointing(model, False)
-    with warnings.catch_warnings():
-        # PEFT asks for a property by its old name.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = wrap(model)
-    state.checkpointing = chosen
+    try:
+        with warnings.catch_warnings():
+            # PEFT asks for a property by its old name.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            adapted = wrap(model)
+    finally:
+        state.checkpointing = chosen
+        if chosen is not None:
+            set_checkpointing(model, chosen)
     bind_merged_saving(adapted)
-    if chosen is not None:
-        set_checkpointing(adapted, chosen)
     line = _summary(adapted)
     state.record("adapter", line)
     say(line)

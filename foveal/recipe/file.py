@@ -110,7 +110,8 @@ def apply_override(sections: dict[str, Any], text: str) -> None:
         )
     refuse_unknown("", parts[:1])
     if is_reward:
-        sections["rewards"] = check_rewards(sections.get("rewards") or {})
+        named = sections.get("rewards")
+        sections["rewards"] = check_rewards(named) if named else {}
     inner = _mapping_at(sections, parts[:-1], text)
     try:
         inner[parts[-1]] = yaml.load(value, Loader=_Loader)
@@ -140,7 +141,10 @@ def _one_line(error: Exception) -> str:
 
 
 def anchor(sections: dict[str, Any], folder: Path) -> None:
-    """Let relative paths of the model, the data and reward files start from ``folder``."""
+    """Let relative paths of the model, the data and reward files start from ``folder``.
+
+    Absolute ones stay, so what a recipe names is anchored first and what overrides name after it.
+    """
     for section, keys in (("model", ["model_name"]), ("data", ["train", "eval"])):
         values = sections.get(section)
         if not isinstance(values, dict):
@@ -155,10 +159,8 @@ def anchor(sections: dict[str, Any], folder: Path) -> None:
 
 def _anchored(name: str, folder: Path) -> str:
     """``name`` from ``folder`` on if it is a path, and not the id of something on the hub."""
-    if name.startswith("~"):
-        return name
-    is_path = name.startswith(".") or Path(name).suffix.lower() in EXTENSIONS
-    beside = os.path.normpath(folder / name)
+    is_path = name.startswith((".", "~")) or Path(name).suffix.lower() in EXTENSIONS
+    beside = os.path.normpath(folder / os.path.expanduser(name))
     return beside if is_path or os.path.exists(beside) else name
 
 

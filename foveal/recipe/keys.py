@@ -133,7 +133,13 @@ def check_section(section: str, values: Any) -> dict[str, Any]:
 
 
 def check_rewards(given: Any) -> dict[str, Any]:
-    """Rewards with their weights, None where none was given."""
+    """Rewards with their weights, None where none was given.
+
+    Raises:
+        RecipeError: if there is no reward, a name stands twice, or a weight is no number.
+    """
+    if given is None or given == [] or given == {}:
+        raise RecipeError(f"rewards is empty; write {EXAMPLES['rewards']}")
     items: list[tuple[Any, Any]] = []
     for item in given if isinstance(given, list) else [given]:
         items += item.items() if isinstance(item, dict) else [(item, None)]
@@ -151,8 +157,6 @@ def check_rewards(given: Any) -> dict[str, Any]:
 
 def weigh_rewards(rewards: Mapping[str, Any], weights: Sequence[float] | None) -> dict[str, float]:
     """Fill in the weights from ``train.reward_weights``, or else with 1."""
-    if not rewards:
-        raise RecipeError(f"rewards is empty; write {EXAMPLES['rewards']}")
     if weights is None:
         return {name: 1.0 if weight is None else weight for name, weight in rewards.items()}
     if len(weights) != len(rewards) or any(weight is not None for weight in rewards.values()):

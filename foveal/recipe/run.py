@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         anchor(sections, path.absolute().parent)
         for override in overrides:
             apply_override(sections, override)
+        anchor(sections, Path.cwd())
         return _checked(path, sections)
     except RecipeError as error:
         raise ValueError(f"{path}: {error}") from None
@@ -91,7 +92,7 @@ def _checked(path: Path, sections: dict[str, Any]) -> Recipe:
         if name not in sections:
             raise RecipeError(f"the section {name} is missing; add for example `{example}`")
     # What loads no torch comes first, so that most mistakes show at once.
-    rewards = check_rewards(sections["rewards"] or {})
+    rewards = check_rewards(sections["rewards"])
     data = check_section("data", sections["data"])
     for role in ("train", "eval"):
         if isinstance(data.get(role), dict):
@@ -125,11 +126,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
         functions = [resolve(name) for name in recipe.rewards]
         config = GRPOConfig(**recipe.train, reward_weights=list(recipe.rewards.values()))
         train_rows, eval_rows = _open_data(recipe.data)
-        if eval_rows is None and config.eval_strategy != "no":
-            raise ValueError(
-                f"train.eval_strategy is {recipe.train['eval_strategy']!r}, and there is nothing "
-                "to evaluate on; add data.eval or data.eval_split, or take eval_strategy out"
-            )
+        _check_evaluation(recipe, config, eval_rows)
         place = find_checkpoint(recipe.model["model_name"], recipe.model.get("revision"))
         family = family_module(str(place.config.get("model_type"))).FAMILY.model_type
     except (ValueError, TypeError, ImportError) as error:
@@ -183,6 +180,18 @@ def run_recipe(recipe: Recipe, resume: bool | str | None = None) -> GRPOTrainer:
     return trainer
 
 
+def _check_evaluation(recipe: Recipe, config: GRPOConfig, eval_rows: RowSource | None) -> None:
+    from foveal.models.state import say
+
+    if eval_rows is None and config.eval_strategy != "no":
+        raise ValueError(
+            f"train.eval_strategy is {recipe.train.get('eval_strategy')!r}, and there is nothing "
+            "to evaluate on; add data.eval or data.eval_split, or take eval_strategy out"
+        )
+    if eval_rows is not None and config.eval_strategy == "no":
+        say("the evaluation data is not used: train.eval_strategy is 'no'")
+
+
 def _refuse_own_file(recipe: Recipe) -> None:
     """The resolved recipe may replace an older one of its kind, not what a person wrote."""
     target = Path(recipe.train["output_dir"]) / _RESOLVED_FILE
@@ -208,7 +217,9 @@ def _open(spec: str | dict[str, Any], split: str | None) -> RowSource:
         from foveal.tasks import dataset
 
         settings = {key: value for key, value in spec.items() if key != "task"}
-        rows = load_rows(dataset(spec["task"], **settings), split)
+        rows = replace(
+            load_rows(dataset(spec["task"], **settings), split), name=f"the task {spec['task']}"
+        )
     else:
         rows = load_rows(spec, split)
     rows[0]

@@ -44,7 +44,9 @@ def summary_table(
         rewards: by reward function, mean before and after.
         phase_seconds: seconds by phase.
     """
-    table = Table(title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", title_justify="left")
+    table = Table(
+        title=f"{summary['steps']} steps in {summary['seconds']:.0f} s", title_justify="left"
+    )
     for column in ("", "before", "after"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(

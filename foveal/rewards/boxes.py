@@ -1,8 +1,8 @@
 """Boxes: which objects, and where, by intersection over union (IoU).
 
 An answer is JSON: ``[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}, ..]``, labels optional, or
-bare boxes ``[[x1, y1, x2, y2], ..]``; a single box needs no outer list. A Markdown code fence
-around it is fine. Coordinates are of the same picture, in the same unit, as the reference's.
+bare boxes ``[[x1, y1, x2, y2], ..]``; a single box needs no outer list. Of several Markdown code
+fences the last counts. Coordinates are of the same picture, in the same unit, as the reference's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foveal.rewards.extract import (
+    after_thinking,
     completion_texts,
     extract_answer,
     normalised,
@@ -54,7 +55,7 @@ def boxes_iou(completions: Sequence[Any], **columns: Any) -> list[float | None]:
         _reference_boxes(value, row)
         for row, value in enumerate(reference_values(columns, len(completions)))
     ]
-    answers = [parse_boxes(extract_answer(text).text) for text in completion_texts(completions)]
+    answers = [parse_boxes(_answered(text)) for text in completion_texts(completions)]
     return [
         None if reference is None else 0.0 if answer is None else match_score(answer, reference)
         for answer, reference in zip(answers, references, strict=True)
@@ -70,6 +71,12 @@ def _reference_boxes(value: Any, row: int) -> list[Box] | None:
                 "is [x1, y1, x2, y2] with x1 < x2 and y1 < y2, as 'bbox_2d' or on its own"
             )
     return boxes
+
+
+def _answered(text: str) -> str:
+    """The extracted answer, but a code fence goes before "answer is": JSON has several lines."""
+    after = after_thinking(text)
+    return after if "<answer>" not in after and "```" in after else extract_answer(text).text
 
 
 def parse_boxes(text: str) -> list[Box] | None:

@@ -97,12 +97,15 @@ def last_boxed(text: str) -> str | None:
     return inside
 
 
+def after_thinking(text: str) -> str:
+    """What follows the last ``</think>``, stripped; empty if the thinking never ends."""
+    _, closed, after = text.rpartition("</think>")
+    return "" if not closed and "<think>" in after else after.strip()
+
+
 def extract_answer(text: str) -> Answer:
     """The answer in ``text`` by the rule at the top of this file."""
-    before, closed, after = text.rpartition("</think>")
-    if not closed and "<think>" in before + after:
-        return Answer("", marked=True)
-    text = after.strip()
+    text = after_thinking(text)
     if "<answer>" in text:
         end = text.rfind("</answer>")
         begin = text.rfind("<answer>", 0, max(end, 0))

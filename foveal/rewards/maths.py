@@ -65,13 +65,13 @@ def _answer(text: str) -> str:
 
 
 def _expression(text: str) -> str:
-    """``text`` without the signs around mathematics; empty if it cannot be one expression."""
+    """``text`` without the signs around mathematics; empty if it is too long."""
     text = text.strip().rstrip(".").strip()
     if delimited := _DELIMITED.fullmatch(text):
         text = next(inside for inside in delimited.groupdict().values() if inside is not None)
-    # A leading "$5" is money; any other dollar sign is left over from several expressions.
+    # A leading "$5" is money.
     text = " ".join(text.removeprefix("\\$").removeprefix("$").split())
-    return "" if "$" in text or len(text) > MAX_CHARACTERS else text
+    return "" if len(text) > MAX_CHARACTERS else text
 
 
 def _reward(pair: tuple[str, str], given_up: set[tuple[str, str]]) -> float | None:

@@ -136,4 +136,4 @@ def number_within(rel_tol: float = 0.0, abs_tol: float = 0.0) -> NumberWithin:
 
 
 number_answer = NumberWithin(rel_tol=1e-4, abs_tol=1e-9, name="number_answer")
-"""``number_within`` for rounding differences only: whole numbers up to 10,000 must be exact."""
+"""``number_within`` for rounding differences only: whole numbers below 10,000 must be exact."""

@@ -5,7 +5,7 @@ and place inside the cell, so shapes never touch. Three kinds of question:
 
     count      "How many red circles are there?"                            -> "3"
     quadrant   "Where is the blue square: top or bottom, left or right?"    -> "top left"
-    cell       "Columns are A to D, rows 1 to 4 from the top. Which ...?"   -> "B3"
+    cell       "Which cell, A1 top left to D4 bottom right, holds the ...?" -> "B3"
 
 The answer is drawn first and the picture built around it, so every answer of a kind is equally
 likely and a policy that does not look at the picture gains nothing from the question.
@@ -61,9 +61,9 @@ TEMPLATES = {
         "Which quarter holds the {thing}: top or bottom, left or right?",
     ),
     "cell": (
-        "Which cell of the 4 by 4 grid, A1 top left to D4 bottom right, holds the {thing}?",
-        "Columns are A to D, rows 1 to 4 from the top. Which cell is the {thing} in?",
-        "Columns are A to D, rows 1 to 4 from the top. Name the cell of the {thing}.",
+        "Which cell, A1 top left to D4 bottom right, holds the {thing}?",
+        "In which cell, A1 top left to D4 bottom right, is the {thing}?",
+        "Name the cell of the {thing}, A1 top left to D4 bottom right.",
     ),
 }
 INSTRUCTION = "Answer in <answer> tags."

@@ -69,9 +69,9 @@ def _generation_config(model: PreTrainedModel, tokenizer: Any, *stop_tokens: str
     config.bos_token_id = tokenizer.bos_token_id
 
 
-def _qwen_token_ids(tokenizer: Any) -> dict[str, int]:
+def _qwen_token_ids(tokenizer: Any) -> dict[str, Any]:
     names = ("image", "video")
-    ids = {f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in names}
+    ids: dict[str, Any] = {f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in names}
     for edge in ("start", "end"):
         ids[f"vision_{edge}_token_id"] = tokenizer.convert_tokens_to_ids(f"<|vision_{edge}|>")
     return ids
@@ -103,16 +103,16 @@ def _tiny_qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     from foveal.testing.tokenizer import qwen_tokenizer
 
     tokenizer = qwen_tokenizer()
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=56,
-        num_heads=2,
-        out_hidden_size=TEXT_WIDTH,
-        window_size=56,
-        fullatt_block_indexes=[1],
-        patch_size=14,
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_heads": 2,
+        "out_hidden_size": TEXT_WIDTH,
+        "window_size": 56,
+        "fullatt_block_indexes": [1],
+        "patch_size": 14,
+    }
     config = Qwen2_5_VLConfig(
         text_config=_qwen_text(len(tokenizer)),
         vision_config=vision,
@@ -130,16 +130,16 @@ def _tiny_qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
     from foveal.testing.tokenizer import qwen_tokenizer
 
     tokenizer = qwen_tokenizer()
-    vision = dict(
-        depth=3,
-        hidden_size=32,
-        intermediate_size=56,
-        num_heads=2,
-        out_hidden_size=TEXT_WIDTH,
-        patch_size=16,
-        num_position_embeddings=64,
-        deepstack_visual_indexes=[0, 1],
-    )
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_heads": 2,
+        "out_hidden_size": TEXT_WIDTH,
+        "patch_size": 16,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1],
+    }
     text = _qwen_text(len(tokenizer), head_dim=12)
     text["rope_parameters"]["mrope_interleaved"] = True
     config = Qwen3VLConfig(
@@ -178,29 +178,29 @@ def _tiny_gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
 
     from foveal.testing.tokenizer import gemma_tokenizer
 
-    tokenizer = gemma_tokenizer()
+    tokenizer: Any = gemma_tokenizer()
     image_size, patch_size, tokens = 56, 14, 4
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        query_pre_attn_scalar=16,
-        sliding_window=SLIDING_WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        max_position_embeddings=4096,
-    )
-    vision = dict(
-        hidden_size=32,
-        intermediate_size=56,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=image_size,
-        patch_size=patch_size,
-    )
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 80,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": SLIDING_WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "max_position_embeddings": 4096,
+    }
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "patch_size": patch_size,
+    }
     config = Gemma3Config(
         text_config=text,
         vision_config=vision,

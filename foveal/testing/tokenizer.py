@@ -6,7 +6,7 @@ can write any prompt it likes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ GEMMA_CHAT_TEMPLATE = """\
 
 
 def byte_tokenizer(
-    special_tokens: tuple[str, ...], chat_template: str, **roles: str
+    special_tokens: tuple[str, ...], chat_template: str, **roles: Any
 ) -> PreTrainedTokenizerFast:
     """A tokenizer of 256 bytes followed by ``special_tokens``.
 

@@ -14,6 +14,12 @@ from foveal.rl.ratios import MISMATCH_MODES
 from foveal.types import SamplingParams
 
 CHECKPOINTING = (True, False, "offload")
+_NOT_OURS = (
+    "generation_kwargs",
+    "sync_ref_model",
+    "use_adaptive_entropy",
+    "vllm_structured_outputs_regex",
+)
 _NOT_ASKED: Any = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].default
 
 
@@ -128,9 +134,15 @@ class GRPOConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         policy = self.gradient_checkpointing
+        # The newer name of the same field; a configuration of TRL has both.
+        asked = getattr(self, "activation_checkpointing", None)
+        if asked is not None:
+            policy = asked and (policy or True)
         # transformers' own switch also hooks frozen vision towers into the backward pass.
         self.gradient_checkpointing = _NOT_ASKED
+        self.activation_checkpointing = None
         super().__post_init__()
+        self.activation_checkpointing = None
         self.gradient_checkpointing = "offload" if policy == "unsloth" else policy
         if self.scale_rewards in (True, False):
             self.scale_rewards = "group" if self.scale_rewards else "none"
@@ -261,7 +273,17 @@ class GRPOConfig(TrainingArguments):
 
     @classmethod
     def from_trl(cls, config: Any) -> GRPOConfig:
-        """Take over every field that ``trl.GRPOConfig`` shares with this one."""
+        """Take over every field that ``trl.GRPOConfig`` shares with this one.
+
+        Raises:
+            ValueError: for a setting that would train something else and has no counterpart.
+        """
+        for name in _NOT_OURS:
+            if value := getattr(config, name, None):
+                raise ValueError(
+                    f"trl.GRPOConfig has {name}={value!r}, which has no counterpart here; leave "
+                    "it at TRL's default"
+                )
         known = {f.name for f in dataclasses.fields(cls) if f.init}
         shared = {
             f.name: getattr(config, f.name)

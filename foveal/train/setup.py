@@ -142,7 +142,7 @@ def dataset_prompts(
             "prompts must be known to resume a run"
         )
     kept, dropped = survey(rows, builder)
-    if dropped:
+    if dropped and config.max_prompt_length is not None:
         console.print(describe_dropped(dropped, len(rows), config.max_prompt_length))
     builder.build(rows[kept[0]], kept[0])
     return rows, kept

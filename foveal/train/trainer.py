@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import speed_metrics
 
 from foveal.data import RowSource
 from foveal.memory import PhaseMeter
@@ -342,6 +344,8 @@ class GRPOTrainer(Trainer):
         self.metrics.add(timings)
         seconds = sum(value for name, value in timings.items() if name.startswith("time/"))
         self.metrics.add({"step_time": seconds})
+        if self.spec.entropy_coef:
+            self.metrics.add({"entropy_coef": self.spec.entropy_coef})
         gap = values.get("sampling/sampling_logp_difference/mean", 0.0)
         bound = self.config.max_rollout_logprob_difference
         if bound is not None and gap > bound:
@@ -374,6 +378,7 @@ class GRPOTrainer(Trainer):
             rows, indices = self._evaluation_data(eval_dataset)
         if rows is None:
             raise ValueError("GRPOTrainer has no eval_dataset; give one to evaluate")
+        started = time.time()
         collector, log, meter = self._collector(True), MetricLog(), PhaseMeter(self.args.device)
         at_once = max(1, self.args.per_device_eval_batch_size // collector.num_generations)
         weights: list[int] = []
@@ -393,7 +398,8 @@ class GRPOTrainer(Trainer):
             mean = sum(v * w for v, w in known) / sum(w for _, w in known) if known else math.nan
             log.add({f"{metric_key_prefix}_{name}": mean})
         metrics = log.drain()
-        metrics[f"{metric_key_prefix}_runtime"] = meter.seconds("rollout", "reward")
+        metrics[f"{metric_key_prefix}_num_tokens"] = self.state.num_input_tokens_seen
+        metrics |= speed_metrics(metric_key_prefix, started, len(indices), len(parts))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

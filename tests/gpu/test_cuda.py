@@ -134,7 +134,9 @@ def test_checkpointing_and_offloading_keep_the_gradient(checkpoint, policy):
         model.zero_grad()
         output = completion_logprobs(model, prompts, completions, temperature=1.0)
         output.logprob_BT.sum().backward()
-        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        )
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3)
 
@@ -147,8 +149,14 @@ def test_gemma_in_float16_keeps_a_residual_beyond_its_range(tmp_path):
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(3e4)
     seen = []
-    hook = language_model(model).layers[0].register_forward_hook(
-        lambda module, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    hook = (
+        language_model(model)
+        .layers[0]
+        .register_forward_hook(
+            lambda module, inputs, output: seen.append(
+                output[0] if isinstance(output, tuple) else output
+            )
+        )
     )
     prompts = ragged_prompts(model, processor)
     output = completion_logprobs(model, prompts, random_completions([4, 4, 4]), temperature=1.0)

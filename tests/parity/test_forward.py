@@ -126,9 +126,7 @@ def test_a_trained_tower_gets_its_gradient_though_rows_share_a_picture(tiny_mode
     model, processor = tiny_model
     prompts = build(model, processor, row("How many?", picture(0, 64, 64))) * 2
     completions = random_completions([4, 4])
-    output = completion_logprobs(
-        model, prompts, completions, temperature=1.0, cache=FeatureCache()
-    )
+    output = completion_logprobs(model, prompts, completions, temperature=1.0, cache=FeatureCache())
     output.logprob_BT.sum().backward()
     trained = [p for m in vision_modules(model) for p in m.parameters() if p.grad is not None]
     assert trained and any(p.grad.abs().sum() > 0 for p in trained)

@@ -20,7 +20,9 @@ from foveal.models.state import quiet, state_of
 from foveal.testing import TINY_FAMILIES, save_tiny, tiny
 from tests.samples import build, picture, ragged_prompts, random_completions, row, stock_inputs
 
-load = FastVisionModel.from_pretrained
+
+def load(name, device="cpu", **options):
+    return FastVisionModel.from_pretrained(name, device=device, **options)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_logits_and_processor_are_those_of_the_stock_checkpoint(checkpoints, fam
 
 
 def test_the_number_format_is_printed_with_its_reason(checkpoints, capsys):
-    model, _ = load(checkpoints / "qwen2_5_vl", device="cpu")
+    model, _ = load(checkpoints / "qwen2_5_vl")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     line = f"qwen2_5_vl from {checkpoints / 'qwen2_5_vl'} in float32: no CUDA device"
     assert capsys.readouterr().out.startswith(line)
@@ -113,7 +115,7 @@ def test_the_tokenizer_pads_on_the_left_with_a_token_it_has(qwen):
 
 @pytest.mark.parametrize(("bits", "said"), [("load_in_4bit", "4-bit"), ("load_in_8bit", "8-bit")])
 def test_without_a_gpu_quantisation_is_left_out_and_said_so(checkpoints, capsys, bits, said):
-    model, _ = load(checkpoints / "qwen2_5_vl", device="cpu", **{bits: True})
+    model, _ = load(checkpoints / "qwen2_5_vl", **{bits: True})
     assert model.dtype == torch.float32 and state_of(model).quantisation is None
     assert f"no CUDA device: loading in float32 instead of {said}" in capsys.readouterr().out
 
@@ -164,7 +166,7 @@ def test_transformers_log_and_bars_are_quiet_inside_and_as_before_after():
 
 @pytest.fixture
 def gemma_fp16(checkpoints):
-    return load(checkpoints / "gemma3", dtype="float16", device="cpu")
+    return load(checkpoints / "gemma3", dtype="float16")
 
 
 def test_gemma_in_float16_carries_its_residual_in_float32(gemma_fp16):
@@ -309,7 +311,7 @@ def test_a_checkpoint_without_a_processor_is_refused(qwen):
 
 @pytest.mark.gpu
 def test_weights_go_to_the_gpu_in_its_own_format(checkpoints, family, capsys):
-    model, _ = load(checkpoints / family)
+    model, _ = load(checkpoints / family, device=None)
     capable = torch.cuda.get_device_capability() >= (8, 0)
     assert model.device.type == "cuda"
     assert model.dtype == (torch.bfloat16 if capable else torch.float16)
@@ -320,7 +322,7 @@ def test_weights_go_to_the_gpu_in_its_own_format(checkpoints, family, capsys):
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_exactly_the_decoder_is_packed(checkpoints, family, bits):
     pytest.importorskip("bitsandbytes")
-    model, processor = load(checkpoints / family, **{f"load_in_{bits}": True})
+    model, processor = load(checkpoints / family, device=None, **{f"load_in_{bits}": True})
     assert model.foveal.quantisation == bits
     kind = "Linear4bit" if bits == "4bit" else "Linear8bitLt"
     for name, module in model.named_modules():

@@ -21,7 +21,7 @@ from tests.samples import build, picture, row, stock_inputs
 def adapted(family, tmp_path):
     """A model with an adapter that says something, its processor and the folder of its base."""
     base = save_tiny(tmp_path / "base", family)
-    model, processor = FastVisionModel.from_pretrained(base)
+    model, processor = FastVisionModel.from_pretrained(base, device="cpu")
     model = FastVisionModel.get_peft_model(model, r=3, lora_alpha=5)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_weight_names_are_those_of_the_base_checkpoint(adapted, tmp_path):
 def test_the_folder_is_a_whole_checkpoint(adapted, tmp_path):
     model, processor, _ = adapted
     model.save_pretrained_merged(str(tmp_path / "out"), processor)
-    loaded, loaded_processor = FastVisionModel.from_pretrained(tmp_path / "out", dtype="float32")
+    loaded, loaded_processor = FastVisionModel.from_pretrained(tmp_path / "out", device="cpu")
     assert type(loaded_processor) is type(processor)
     assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id
     names = {path.name for path in (tmp_path / "out").iterdir()}

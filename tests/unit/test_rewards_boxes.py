@@ -43,6 +43,8 @@ def test_iou_by_hand(box, iou):
         '{"bbox_2d": [0, 0, 10, 10]}',
         '[{"bbox_2d": [0.0, 0, 1e1, 10], "label": "Cat "}]',
         '```json\n[{"bbox_2d": [0, 0, 10, 10]}]\n```',
+        "The answer is:\n```json\n[\n [0, 0, 10, 10]\n]\n```\nas asked.",
+        "Answer: [[0, 0, 10, 10]]",
         "<think>[5, 5, 6, 6]</think><answer>[[0, 0, 10, 10]]</answer>",
     ],
 )
@@ -121,6 +123,7 @@ def test_a_malformed_box_counts_as_predicted_with_iou_zero(bad):
         "3",
         '"[[0,0,10,10]]"',
         "null",
+        "<think>```json\n[[0, 0, 10, 10]]\n```",
         "[" * 100_000,
     ],
 )

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import logging
+import shutil
 import threading
 
 import pytest
@@ -35,17 +36,28 @@ def test_equal_mathematics_earns_one(text, reference):
         r"\boxed{2 \text{ or } 3}",
         "<answer>2 or 3</answer>",
         "<answer>$1$ $2$ $3$</answer>",
+        "<answer>$2$, or the final answer is $3$</answer>",
         r"\boxed{\pm 3}",
         r"\boxed{x > 2}",
         r"\boxed{[0, 5]}",
         "<answer>1} 3 {</answer>",
         "answer is 2. answer is 3.",
         "3 apples are shown beside some of the pears",
-        r"\boxed{" + "3+0" * 500 + "}",
+        r"\boxed{3" + "+0" * 300 + "}",  # longer than any answer
     ],
 )
 def test_lists_ranges_and_prose_earn_nothing(text):
     assert math_answer([text], answer=["3"]) == [0.0]
+
+
+def test_prose_is_not_handed_to_computer_algebra(monkeypatch):
+    # It would read the words as products of letters, which takes seconds a row.
+    def refuse(reference, answer):
+        raise AssertionError(answer)
+
+    monkeypatch.setattr(maths, "_equal", refuse)
+    prose = "I see a cat, a dog and three birds"
+    assert math_answer([prose, ""], answer=["3"] * 2) == [0.0, 0.0]
 
 
 def test_a_reference_that_is_no_mathematics_is_skipped():
@@ -65,7 +77,8 @@ def test_an_answer_that_never_ends_earns_nothing_and_the_next_is_scored(patience
         rewards = math_answer([hang, "3", hang], log_metric=logged.__setitem__, answer=["3"] * 3)
     assert rewards == [0.0, 1.0, 0.0]
     assert logged == {"math_answer/given_up": 1.0}
-    assert "took more than 1 s to compare; it earns nothing" in caplog.text
+    # Once, though it was answered twice.
+    assert caplog.text.count("took more than 1 s to compare; it earns nothing") == 1
 
 
 def test_a_worker_that_was_killed_is_started_again():
@@ -111,6 +124,6 @@ def test_a_library_that_cannot_be_imported_is_named(monkeypatch, tmp_path):
 
 def test_a_broken_installation_is_named_with_a_remedy(monkeypatch):
     worker = maths._Worker()
-    monkeypatch.setattr(maths.sys, "executable", "/bin/true")
+    monkeypatch.setattr(maths.sys, "executable", shutil.which("true"))
     with pytest.raises(RuntimeError, match=r"did not start.*import math_verify"):
         worker.equal("1", "1")
