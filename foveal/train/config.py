@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import TrainingArguments
@@ -224,10 +225,19 @@ class GRPOConfig(TrainingArguments):
         return self.per_device_train_batch_size // self.num_generations
 
     @property
+    def slots(self) -> int:
+        """Micro-steps that share one rollout."""
+        assert self.steps_per_generation is not None
+        return self.steps_per_generation
+
+    @property
     def optimizer_steps_per_pass(self) -> int:
         """Optimizer steps that one pass over a rollout makes."""
-        assert self.steps_per_generation is not None
-        return self.steps_per_generation // self.gradient_accumulation_steps
+        return self.slots // self.gradient_accumulation_steps
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(str(self.output_dir))
 
     @property
     def needs_old_logprobs(self) -> bool:

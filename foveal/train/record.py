@@ -112,6 +112,10 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, (int, str, bool, type(None))):
         return value
-    if getattr(value, "shape", None) == ():
-        return _plain(value.item())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy and torch, numbers and arrays
+        return _plain(value.tolist())
     return str(value)

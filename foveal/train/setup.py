@@ -68,7 +68,15 @@ def prepare_model(
     if processing_class is None:
         from transformers import AutoProcessor
 
-        processing_class = AutoProcessor.from_pretrained(stock_model(model).config._name_or_path)
+        name = stock_model(model).config._name_or_path
+        if not name:
+            raise ValueError("the model was not loaded by name; give its processor, too")
+        processing_class = AutoProcessor.from_pretrained(name)
+    if not hasattr(processing_class, "image_processor"):
+        raise TypeError(
+            f"processing_class is a {type(processing_class).__name__}, which reads no pictures; "
+            "give the model's processor"
+        )
     if peft_config is not None:
         if hasattr(model, "peft_config"):
             raise ValueError("the model already has an adapter; leave peft_config None")

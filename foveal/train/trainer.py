@@ -15,8 +15,6 @@ prompt is stored more than once.
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,27 +22,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
 from foveal.data import RowSource
 from foveal.memory import PhaseMeter
 from foveal.models.checkpointing import set_checkpointing
-from foveal.models.family import placeholder_ids, vision_is_trained
+from foveal.models.family import placeholder_ids
 from foveal.models.forward import FeatureCache
-from foveal.models.state import say, state_of
+from foveal.models.state import state_of
 from foveal.rewards.call import RewardCaller
-from foveal.rl import entropy_threshold, step_normaliser
 from foveal.rollout import RolloutBackend, TransformersBackend
-from foveal.train import checkpoint as checkpoints
 from foveal.train.config import GRPOConfig
 from foveal.train.console import Interrupt, RewardProgress, completions_table, console
+from foveal.train.evaluation import evaluation_metrics
 from foveal.train.metrics import MetricLog, window_metrics
-from foveal.train.plain_pass import PassSettings, Row, learn, score
+from foveal.train.plain_pass import PassSettings, learn
 from foveal.train.record import MetricsFile, RolloutFile
 from foveal.train.reference import Reference
 from foveal.train.schedule import MicroStep, Schedule
+from foveal.train.scoring import normaliser_of, score_old, score_window
 from foveal.train.setup import (
     check_policy,
     dataset_prompts,
@@ -53,6 +51,7 @@ from foveal.train.setup import (
     prompt_builder,
     refuse_unsupported,
 )
+from foveal.train.whole_checkpoints import WholeCheckpoints
 from foveal.train.window import Collector, Window
 from foveal.train.window_file import load_window, save_window
 from foveal.types import Prompt
@@ -60,7 +59,7 @@ from foveal.types import Prompt
 RewardFunc = str | Callable[..., Any]
 
 
-class GRPOTrainer(Trainer):
+class GRPOTrainer(WholeCheckpoints):
     """Trains a vision-language model on rewards.
 
     Args:
@@ -116,23 +115,25 @@ class GRPOTrainer(Trainer):
             model=model,
             args=config,
             train_dataset=schedule,
-            eval_dataset=self.eval_rows,
+            eval_dataset=self.eval_rows,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.reference = Reference(self.model, config.reference) if config.beta else None
+        self.policy: nn.Module = model
+        """The model, adapted: what is sampled from and trained."""
+        self.reference = Reference(model, config.reference) if config.beta else None
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.backend: RolloutBackend = rollout_backend or TransformersBackend(
-            self.model, tokenizer, config.rollout_rows
+            model, tokenizer, config.rollout_rows
         )
         self.features = FeatureCache()
         self.meter = PhaseMeter(self.args.device)
         self.metrics = MetricLog()
-        chosen = state_of(self.model).checkpointing
+        chosen = state_of(model).checkpointing
         if chosen is not None:
             config.gradient_checkpointing = chosen
-        self.rollout_file = RolloutFile(config.output_dir)
+        self.rollout_file = RolloutFile(config.run_folder)
         self._window: Window | None = None
         self._last_micro_step: MicroStep | None = None
         self._add_callbacks()
@@ -146,7 +147,7 @@ class GRPOTrainer(Trainer):
         schedule = Schedule(
             indices,
             prompts_per_slot=self.config.prompts_per_micro_step,
-            slots=self.config.steps_per_generation or 1,
+            slots=self.config.slots,
             iterations=self.config.num_iterations,
             shuffle=self.config.shuffle_dataset,
             seed=self.config.seed if self.config.data_seed is None else self.config.data_seed,
@@ -186,8 +187,8 @@ class GRPOTrainer(Trainer):
         with self.meter("train"):
             loss, stats = learn(
                 model,
-                window.slot_rows(micro.slot, self._slots),
-                step_normaliser(self.spec, **self._step_lengths(window, micro)),
+                window.slot_rows(micro.slot, self.config.slots),
+                normaliser_of(window, micro, self.config),
                 self._pass_settings(),
                 cache=self.features,
                 backward=self.accelerator.backward,
@@ -219,40 +220,14 @@ class GRPOTrainer(Trainer):
         )
         if self.config.needs_old_logprobs or self.spec.top_entropy_quantile < 1:
             with self.meter("old_logprob"):
-                self._score_old(window)
+                score_old(self.policy, window, self.config, self.features)
         if self.reference is not None:
             with self.meter("ref_logprob"), self.reference():
-                for row, (logprob, _) in zip(window.rows, self._score(window), strict=True):
+                scores = score_window(self.policy, window, self.config, self.features)
+                for row, (logprob, _) in zip(window.rows, scores, strict=True):
                     row.ref_logprob = logprob
         self._note_window(window)
         return window
-
-    def _score_old(self, window: Window) -> None:
-        for row, (logprob, entropy) in zip(window.rows, self._score(window), strict=True):
-            if self.config.needs_old_logprobs:
-                row.old_logprob = logprob
-            if self.spec.top_entropy_quantile < 1:
-                row.entropy = entropy
-        if self.spec.top_entropy_quantile < 1:
-            window.entropy_threshold = entropy_threshold(
-                torch.cat([_counted(row) for row in window.rows]), self.spec.top_entropy_quantile
-            )
-
-    def _score(self, window: Window) -> list[tuple[Tensor, Tensor]]:
-        # A tower that is trained gives other features under other weights: nothing to share then.
-        shared = not vision_is_trained(self.model)
-        self.model.train()
-        return [
-            scores
-            for slot in range(self._slots)
-            for scores in score(
-                self.model,
-                window.slot_rows(slot, self._slots),
-                temperature=self.config.temperature,
-                rows_at_once=self.config.pass_rows,
-                cache=self.features if shared else FeatureCache(),
-            )
-        ]
 
     def _redraw(self, micro: MicroStep) -> Callable[[int, int], list[Prompt]]:
         """Other prompts for this window: by seed, window and attempt alone, so resume is exact."""
@@ -267,29 +242,6 @@ class GRPOTrainer(Trainer):
             return self._prompts(rows, [known[pick] for pick in picks])
 
         return draw
-
-    @property
-    def _slots(self) -> int:
-        return self.config.steps_per_generation or 1
-
-    def _step_lengths(self, window: Window, micro: MicroStep) -> dict[str, Any]:
-        """What the normaliser of this micro-step's optimizer step counts."""
-        accumulation = self.args.gradient_accumulation_steps
-        first = micro.slot // accumulation * accumulation
-        rows = [
-            row
-            for slot in range(first, first + accumulation)
-            for row in window.slot_rows(slot, self._slots)
-        ]
-        lengths: dict[str, Any] = {
-            "row_lengths": [row.num_tokens for row in rows],
-            "generation_tokens": sum(row.num_tokens for row in window.rows),
-            "optimizer_steps": self.config.optimizer_steps_per_pass,
-        }
-        if window.entropy_threshold is not None:
-            kept = [int((_counted(row) >= window.entropy_threshold).sum()) for row in rows]
-            lengths["entropy_tokens"] = sum(kept)
-        return lengths
 
     def _pass_settings(self) -> PassSettings:
         return PassSettings(
@@ -316,7 +268,7 @@ class GRPOTrainer(Trainer):
             scale=config.scale_rewards,
             aggregation=config.multi_objective_aggregation,
             mask_truncated=config.mask_truncated_completions,
-            never_sampled=frozenset(placeholder_ids(self.model)),
+            never_sampled=frozenset(placeholder_ids(self.policy)),
             max_resample_times=config.max_resample_times,
         )
 
@@ -379,27 +331,17 @@ class GRPOTrainer(Trainer):
         if rows is None:
             raise ValueError("GRPOTrainer has no eval_dataset; give one to evaluate")
         started = time.time()
-        collector, log, meter = self._collector(True), MetricLog(), PhaseMeter(self.args.device)
-        at_once = max(1, self.args.per_device_eval_batch_size // collector.num_generations)
-        weights: list[int] = []
-        parts: list[dict[str, float]] = []
-        for start in range(0, len(indices), at_once):
-            prompts = self._prompts(rows, indices[start : start + at_once])
-            window = collector.collect(prompts, (-1, start), meter=meter, trainer_state=self.state)
-            parts.append(window_metrics(window, self.reward_caller.names))
-            weights.append(len(prompts))
-        for name in dict.fromkeys(name for part in parts for name in part):
-            # A reward function may say nothing about a batch, or log something in some only.
-            known = [
-                (part[name], weight)
-                for part, weight in zip(parts, weights, strict=True)
-                if math.isfinite(part.get(name, math.nan))
-            ]
-            mean = sum(v * w for v, w in known) / sum(w for _, w in known) if known else math.nan
-            log.add({f"{metric_key_prefix}_{name}": mean})
-        metrics = log.drain()
+        metrics = evaluation_metrics(
+            self._collector(evaluation=True),
+            lambda some: self._prompts(rows, some),
+            indices,
+            completions_at_once=self.args.per_device_eval_batch_size,
+            device=self.args.device,
+            trainer_state=self.state,
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         metrics[f"{metric_key_prefix}_num_tokens"] = self.state.num_input_tokens_seen
-        metrics |= speed_metrics(metric_key_prefix, started, len(indices), len(parts))
+        metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(indices))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -411,15 +353,11 @@ class GRPOTrainer(Trainer):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last whole
         checkpoint, and a damaged one gives way to the one before it, which is said."""
-        if resume_from_checkpoint:
-            folder, notices = checkpoints.choose(resume_from_checkpoint, Path(self.args.output_dir))
-            for notice in notices:
-                say(f"{notice}; resuming from {folder.name} instead")
-            resume_from_checkpoint = str(folder)
+        resume_from_checkpoint = self.resume_point(resume_from_checkpoint)
         self._window = None
         self._last_micro_step = None
         policy = self.config.gradient_checkpointing
-        set_checkpointing(self.model, policy)
+        set_checkpointing(self.policy, policy)
         # transformers would switch it on in its own way, which hooks a frozen tower as well.
         self.args.gradient_checkpointing = False
         try:
@@ -437,38 +375,13 @@ class GRPOTrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(self._progress)
         self.add_callback(self._interrupt)
-        self.add_callback(MetricsFile(self.args.output_dir))
+        self.add_callback(MetricsFile(self.config.run_folder))
         self.add_callback(_EpochStart(self))
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before the first micro-step of an epoch, or of what is left of it."""
         assert isinstance(self.train_dataset, Schedule)
         self.train_dataset.epoch = epoch
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = super()._get_output_dir(trial)
-        return os.path.join(folder, checkpoints.STAGING) if self._staging else folder
-
-    _staging = False
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write into a staging folder, then publish: a checkpoint is whole or absent."""
-        run = Path(self._get_output_dir(trial))
-        name = f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(run / name)
-        staged = checkpoints.staging(run) / name
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(run / name)
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-        checkpoints.publish(staged, run / name)
-        best = self.state.best_model_checkpoint
-        checkpoints.rotate(run, name, self.args.save_total_limit, best)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -486,7 +399,9 @@ class GRPOTrainer(Trainer):
     def _window_is_used_up(self) -> bool:
         last = self._last_micro_step
         assert last is not None
-        return last.slot + 1 == self._slots and last.iteration + 1 == self.config.num_iterations
+        return (
+            last.slot + 1 == self.config.slots and last.iteration + 1 == self.config.num_iterations
+        )
 
 
 class _EpochStart(TrainerCallback):
@@ -505,9 +420,3 @@ class _EpochStart(TrainerCallback):
 
 def _as_list(reward_funcs: Any) -> list[Any]:
     return list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-
-
-def _counted(row: Row) -> Tensor:
-    """Entropies of the tokens that take part in the loss."""
-    assert row.entropy is not None
-    return row.entropy[torch.tensor(row.counts, device=row.entropy.device)]

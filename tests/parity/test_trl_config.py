@@ -1,4 +1,4 @@
-"""``GRPOConfig`` beside TRL 1.16's: the same names with the same defaults, and values carried over."""
+"""``GRPOConfig`` beside TRL 1.16's: the same names, the same defaults, values carried over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 
 from foveal import GRPOConfig, GRPOTrainer
 from foveal.models.family import language_model
-from tests.parity.trl_side import COMMON, OurScript, digit_sum, our_model, rows, trained, trl
+from tests.parity.our_side import COMMON, OurScript, digit_sum, our_model, rows, trained, values
+from tests.parity.trl_side import trl
 
 OTHER_DEFAULT = {
     "bf16": "None means True in TRL; here the arithmetic follows the model's weights",
@@ -126,11 +127,13 @@ OF_TRANSFORMERS = {
 
 
 def defaults(config: type) -> dict[str, Any]:
-    return {
-        f.name: f.default if f.default is not dataclasses.MISSING else f.default_factory()
-        for f in dataclasses.fields(config)
-        if f.init and (f.default, f.default_factory) != (dataclasses.MISSING,) * 2
-    }
+    found = {}
+    for f in dataclasses.fields(config):
+        if f.default_factory is not dataclasses.MISSING:
+            found[f.name] = f.default_factory()
+        elif f.init and f.default is not dataclasses.MISSING:
+            found[f.name] = f.default
+    return found
 
 
 THEIRS, OURS = defaults(trl.GRPOConfig), defaults(GRPOConfig)
@@ -217,7 +220,7 @@ def test_trls_checkpointing_does_not_switch_on_transformers_own(tmp_path):
         processing_class=processor,
         rollout_backend=OurScript(processor.tokenizer),
     )
-    before = {name: p.detach().clone() for name, p in trained(model).items()}
+    before = values(model)
     trainer.train()
     assert all((p != before[name]).any() for name, p in trained(model).items())
     marked = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]

@@ -16,22 +16,21 @@ from torch import Tensor
 
 from foveal.rl import AGGREGATION
 from foveal.rl.spec import CLIPPED
-from tests.parity.trl_side import (
+from tests.parity.our_side import (
     COMMON,
     SHAPES,
     OurScript,
-    ScriptedTRL,
     assert_same,
-    datasets,
+    digit_sum,
     gradients,
     our_model,
     our_trainer,
     rows,
     set_adapter,
     trained,
-    trl,
-    trl_trainer,
+    values,
 )
+from tests.parity.trl_side import ScriptedTRL, datasets, trl, trl_trainer
 
 LOSSES = list(AGGREGATION)
 LEVELS = ["token", "sequence"]
@@ -100,6 +99,7 @@ TUNED = (
     *("vllm_importance_sampling_mode", "vllm_importance_sampling_clip_max"),
 )
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(trl.GRPOConfig) if f.name in TUNED}
+DEFAULTS["steps_per_generation"] = 1
 
 
 def set_oracle(oracle: ScriptedTRL, **settings: Any) -> None:
@@ -143,9 +143,11 @@ def trl_loss(oracle: ScriptedTRL, inputs: dict[str, Any]) -> tuple[Tensor, dict[
     return loss.detach(), {name: values[-1] for name, values in oracle._metrics["train"].items()}
 
 
-def our_loss(trainer: Any, old_BT: Tensor | None) -> tuple[Tensor, dict[str, float]]:
-    """The same of our trainer's first micro-step, which is a whole optimizer step."""
-    micro = trainer.train_dataset[0]
+def our_loss(
+    trainer: Any, old_BT: Tensor | None = None, step: int = 0
+) -> tuple[Tensor, dict[str, float]]:
+    """The same of one of our trainer's micro-steps, which is a whole optimizer step."""
+    micro = trainer.train_dataset[step]
     window = trainer._window_at(micro)
     if old_BT is not None:
         for row, old_T in zip(window.rows, old_BT, strict=True):
@@ -188,7 +190,7 @@ def compare(
     return their_metrics
 
 
-def clip_range(loss_type: str) -> dict[str, float]:
+def clip_range(loss_type: str) -> dict[str, Any]:
     # CISPO's bound is the largest weight itself.
     return {"epsilon": 0.2, "epsilon_high": 1.2 if loss_type == "cispo" else 0.25}
 
@@ -196,7 +198,7 @@ def clip_range(loss_type: str) -> dict[str, float]:
 def test_both_sides_build_the_same_prompts_and_advantages(pairs):
     for family in FAMILIES:
         pair = pairs(family)
-        trainer = our_trainer(pair.model, pair.processor, pair.folder, pair.data)
+        trainer: Any = our_trainer(pair.model, pair.processor, pair.folder, pair.data)
         window = trainer._window_at(trainer.train_dataset[0])
         scored = pair.scored
         assert scored["num_images"] == [1] * 4 + [2] * 4
@@ -280,15 +282,20 @@ def test_masked_truncated_completions(pairs, loss_type):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"beta": 0.04, "use_bias_correction_kl": False},
+        {"use_bias_correction_kl": False},
         {"entropy_coef": 0.05},
         {"entropy_coef": 0.05, "top_entropy_quantile": 0.4},
         {"off_policy_mask_threshold": 0.1},
     ],
-    ids=lambda settings: "+".join(settings),
+    ids="+".join,
 )
 def test_what_else_changes_the_loss(pairs, settings):
-    compare(pairs("qwen2_5_vl"), perturbed=True, loss_type="dapo", **settings)
+    pair, plain = pairs("qwen2_5_vl"), {"loss_type": "sapo", "beta": 0.04}
+    compare(pair, perturbed=True, **plain)
+    before = gradients(pair.model)
+    compare(pair, perturbed=True, **plain, **settings)
+    after = gradients(pair.model)
+    assert any(not torch.equal(before[name], after[name]) for name in before), "it acts"
 
 
 @pytest.mark.parametrize(
@@ -303,8 +310,8 @@ def test_what_else_changes_the_loss(pairs, settings):
 def test_the_correction_of_a_sampler_that_computes_otherwise(pairs, loss_type, mode):
     """TRL corrects vLLM's rollouts only; its sampler here is told to be one."""
     pair = pairs("qwen2_5_vl")
-    lengths = [length for _ in pair.data for length, _ in SHAPES]
-    # The second group's longest completion ends up far above the cap of 3.
+    lengths = pair.scored["completion_mask"].sum(-1).tolist()
+    # The second group's longest completion ends up above the cap of 3.
     gaps = [0.05, -0.1, 0.02, 0.1, -0.05, 0.1, -0.2, 0.0]
     logprobs = [
         (policy_T[:length] + gap).tolist()
@@ -327,7 +334,7 @@ def test_the_correction_of_a_sampler_that_computes_otherwise(pairs, loss_type, m
         trainer = our_trainer(
             pair.model, pair.processor, pair.folder, pair.data, backend=backend, **settings
         )
-        _, ours = our_loss(trainer, None)
+        _, ours = our_loss(trainer)
     finally:
         pair.oracle.use_vllm, pair.oracle.rollout_logprobs = False, None
     assert len(sampling) == 5
@@ -339,32 +346,55 @@ def test_the_correction_of_a_sampler_that_computes_otherwise(pairs, loss_type, m
         assert (ratio == settings.get("vllm_importance_sampling_clip_max", 3.0)).any()
 
 
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dapo", "cispo", "vespo"])
+def test_a_rollout_that_serves_two_steps(pairs, loss_type):
+    """What a step divides by may count the tokens of both."""
+    from trl.trainer.utils import (
+        split_pixel_values_by_grid,
+        split_tensor_dict,
+        unsplit_pixel_values_by_grid,
+    )
+
+    pair, data = pairs("qwen2_5_vl"), rows(4)
+    set_oracle(pair.oracle, loss_type=loss_type, steps_per_generation=2)
+    scored = pair.oracle._generate_and_score_completions([row for row in data for _ in SHAPES])
+    halves: list[Any] = split_tensor_dict(split_pixel_values_by_grid(scored), 2)
+    assert halves[0]["completion_mask"].sum() != halves[1]["completion_mask"].sum()
+    trainer = our_trainer(
+        pair.model,
+        pair.processor,
+        pair.folder,
+        data,
+        loss_type=loss_type,
+        generation_batch_size=len(data) * len(SHAPES),
+    )
+    for step, half in enumerate(halves):
+        inputs = unsplit_pixel_values_by_grid(half)
+        assert "old_per_token_logps" in inputs, "the second half is off policy by then"
+        expected, _ = trl_loss(pair.oracle, inputs)
+        loss, _ = our_loss(trainer, step=step)
+        torch.testing.assert_close(loss, expected, atol=2e-6, rtol=1e-5)
+        assert_same(gradients(pair.model), gradients(pair.oracle.model))
+
+
 def test_an_adapter_that_already_acts_is_the_reference_as_it_began(tmp_path):
-    data = rows()
-    settings = {"loss_type": "grpo", "beta": 0.1}
-    stock, processor = our_model("qwen2_5_vl")
+    data, settings = rows(), {"loss_type": "grpo", "beta": 0.1}
+    adapted, processor = our_model("qwen2_5_vl")
     oracle = ScriptedTRL(
-        model=stock,
-        reward_funcs=[lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids]],
+        model=adapted,
+        reward_funcs=[digit_sum],
         args=trl.GRPOConfig(output_dir=str(tmp_path), **{**COMMON, **settings}),
         train_dataset=datasets.Dataset.from_list(data),
         processing_class=processor,
     )
     model, processor = our_model("qwen2_5_vl")
-    trainer = our_trainer(
-        model,
-        processor,
-        tmp_path,
-        data,
-        reward_funcs=[lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids]],
-        **settings,
-    )
+    trainer = our_trainer(model, processor, tmp_path, data, **settings)
     for side in (oracle.model, model):
         set_adapter(side, seed=1)
     oracle.current_gradient_accumulation_steps = 1
     inputs = oracle._generate_and_score_completions([row for row in data for _ in SHAPES])
     expected, their_metrics = trl_loss(oracle, inputs)
-    loss, our_metrics = our_loss(trainer, None)
+    loss, our_metrics = our_loss(trainer)
     torch.testing.assert_close(loss, expected, atol=2e-6, rtol=1e-5)
     assert_same(gradients(model), gradients(oracle.model))
     assert our_metrics["kl"] == pytest.approx(their_metrics["kl"], rel=1e-4)
@@ -398,12 +428,12 @@ def test_a_run_ends_at_trls_weights(tmp_path, loss_type, level, iterations):
     oracle = trl_trainer("qwen2_5_vl", tmp_path / "trl", data, **settings)
     oracle.train()
     model, processor = our_model("qwen2_5_vl")
-    start = {name: p.detach().clone() for name, p in trained(model).items()}
+    start = values(model)
     trainer = our_trainer(model, processor, tmp_path / "our", data, reference="off", **settings)
     trainer.train()
 
     def moved(side):
-        return {name: p.detach() - start[name] for name, p in trained(side).items()}
+        return {name: value - start[name] for name, value in values(side).items()}
 
     assert_same(moved(model), moved(oracle.model), tolerance=1e-3)
     theirs, ours = (

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from foveal.rollout import TransformersBackend
-from tests.parity.trl_side import our_model, our_trainer, rows, trl, trl_trainer
+from tests.parity.our_side import our_model, our_trainer, rows
+from tests.parity.trl_side import ScriptedTRL, trl, trl_trainer
 
 TIMES = {
     *("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
@@ -27,7 +28,7 @@ NOT_IN_EVALUATION = {
 }
 
 
-def digits(completion_ids, digit, log_metric=None, log_extra=None, **_):
+def digits(completion_ids, digit, log_metric, log_extra, **_):
     """Spread within the first group, none within the second."""
     log_metric("longest", float(max(map(len, completion_ids))))
     log_extra("lengths", [len(ids) for ids in completion_ids])
@@ -60,16 +61,18 @@ def run_both(folder, *, scripted: bool = True, evaluate: bool = False, **setting
         "max_steps": 1,
         **settings,
     }
-    own = {} if scripted else {"trainer_class": trl.GRPOTrainer}
-    theirs = trl_trainer("qwen2_5_vl", folder / "trl", data, **own, **settings)
+    trainer_class = ScriptedTRL if scripted else trl.GRPOTrainer
+    theirs = trl_trainer(
+        "qwen2_5_vl", folder / "trl", data, trainer_class=trainer_class, **settings
+    )
     theirs.train()
     if evaluate:
         theirs.evaluate(theirs.train_dataset)
     model, processor = our_model("qwen2_5_vl")
-    own = {} if scripted else {"backend": TransformersBackend(model, processor.tokenizer)}
+    backend = None if scripted else TransformersBackend(model, processor.tokenizer)
     if settings.get("beta"):
-        own["reference"] = "off"
-    ours = our_trainer(model, processor, folder / "our", data, **own, **settings)
+        settings["reference"] = "off"
+    ours = our_trainer(model, processor, folder / "our", data, backend=backend, **settings)
     ours.train()
     if evaluate:
         ours.evaluate(data)
@@ -102,7 +105,7 @@ def test_every_metric_of_a_run_equals_trls(tmp_path, settings):
     compared = [name for name in theirs if name.partition("@")[0] not in TIMES]
     expected = {name: theirs[name] for name in compared}
     assert {name: ours[name] for name in compared} == pytest.approx(expected, rel=1e-3, abs=1e-5)
-    assert expected["frac_reward_zero_std"] == 0.5 and expected["longest"] == 9
+    assert expected["frac_reward_zero_std"] == 0.5 and expected["longest"] > 5
     assert expected["completions/clipped_ratio"] == 0.5 and expected["reward_std"] > 0
     moved = {"cispo": "cispo_clip_ratio", "sapo": "entropy", "vespo": "vespo/phi_seq_mean"}
     name = moved.get(settings["loss_type"], "clip_ratio/region_mean")
@@ -110,9 +113,7 @@ def test_every_metric_of_a_run_equals_trls(tmp_path, settings):
 
 
 def test_an_evaluation_logs_trls_names(tmp_path):
-    theirs, ours = run_both(
-        tmp_path, evaluate=True, loss_type="grpo", beta=0.04, entropy_coef=0.01
-    )
+    theirs, ours = run_both(tmp_path, evaluate=True, loss_type="grpo", beta=0.04, entropy_coef=0.01)
     theirs = {name: value for name, value in theirs.items() if name.startswith("eval_")}
     assert theirs.keys() - ours.keys() == NOT_IN_EVALUATION.keys()
     compared = theirs.keys() - NOT_IN_EVALUATION.keys() - TIMES

@@ -1,0 +1,79 @@
+"""What a window's passes compare with: old log-probabilities, entropies, and the step's sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.models.family import vision_is_trained
+from foveal.models.forward import FeatureCache
+from foveal.rl import Normaliser, entropy_threshold, step_normaliser
+from foveal.train.config import GRPOConfig
+from foveal.train.plain_pass import Row, score
+from foveal.train.schedule import MicroStep
+from foveal.train.window import Window
+
+
+def score_window(
+    model: nn.Module, window: Window, config: GRPOConfig, cache: FeatureCache
+) -> list[tuple[Tensor, Tensor]]:
+    """Log-probability and entropy of every row, in the pieces in which they will be trained."""
+    # A tower that is trained gives other features under other weights: nothing to share then.
+    shared = not vision_is_trained(model)
+    model.train()
+    return [
+        scores
+        for slot in range(config.slots)
+        for scores in score(
+            model,
+            window.slot_rows(slot, config.slots),
+            temperature=config.temperature,
+            rows_at_once=config.pass_rows,
+            cache=cache if shared else FeatureCache(),
+        )
+    ]
+
+
+def score_old(model: nn.Module, window: Window, config: GRPOConfig, cache: FeatureCache) -> None:
+    """Note what the weights of the rollout say, before any step changes them."""
+    for row, (logprob, entropy) in zip(
+        window.rows, score_window(model, window, config, cache), strict=True
+    ):
+        if config.needs_old_logprobs:
+            row.old_logprob = logprob
+        if config.top_entropy_quantile < 1:
+            row.entropy = entropy
+    if config.top_entropy_quantile < 1:
+        window.entropy_threshold = entropy_threshold(
+            torch.cat([counted_entropy(row) for row in window.rows]), config.top_entropy_quantile
+        )
+
+
+def normaliser_of(window: Window, micro: MicroStep, config: GRPOConfig) -> Normaliser:
+    """The normaliser of the optimizer step that a micro-step belongs to."""
+    accumulation = config.gradient_accumulation_steps
+    first = micro.slot // accumulation * accumulation
+    rows = [
+        row
+        for slot in range(first, first + accumulation)
+        for row in window.slot_rows(slot, config.slots)
+    ]
+    kept: dict[str, Any] = {}
+    if window.entropy_threshold is not None:
+        above = [(counted_entropy(row) >= window.entropy_threshold).sum() for row in rows]
+        kept["entropy_tokens"] = int(torch.stack(above).sum())
+    return step_normaliser(
+        config.loss_spec(),
+        [row.num_tokens for row in rows],
+        generation_tokens=sum(row.num_tokens for row in window.rows),
+        optimizer_steps=config.optimizer_steps_per_pass,
+        **kept,
+    )
+
+
+def counted_entropy(row: Row) -> Tensor:
+    """Entropies of the tokens that take part in the loss."""
+    assert row.entropy is not None
+    return row.entropy[torch.tensor(row.counts, device=row.entropy.device)]
