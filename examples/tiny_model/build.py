@@ -1,29 +1,52 @@
-"""Make the demo's model: a tiny Qwen2.5-VL, cold-started partway on counting and locating shapes.
+"""Make the demo's model: a tiny Qwen2.5-VL that was trained only partway.
 
-    python examples/tiny_model/build.py [--out foveal/demo_model] [--seed 0]
+    python examples/tiny_model/build.py [--out foveal/demo_model] [--steps 1500] [--device cpu]
+
+Two stages, both supervised, on the procedural task "shapes":
+
+1. The vision tower learns to name what each cell of a picture holds, in the embeddings of the
+   words for it, so that its features mean something to the text model from the start.
+2. The text model learns to answer questions in two styles. Most examples answer directly; some
+   first scan the picture cell by cell and then answer:
+
+       <answer>3</answer>
+       <think>0100 0010 0000 1000</think><answer>3</answer>
+
+   It stops partway: scanning, whose every step is easy, already works; answering at a glance does
+   not. Left to itself the model answers at a glance, because most examples did.
+
+What reinforcement learning has to find out is that looking first pays.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import random
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
 
-from foveal.tasks import ShapesTask
+from foveal.tasks.shapes import COLOURS, GRID, SHAPES, ShapesTask, shapes_reward
 from foveal.testing.tokenizer import QWEN_CHAT_TEMPLATE, QWEN_SPECIAL_TOKENS
 
 VOCABULARY = 512
 TEXT_WIDTH = 128
+VISION_WIDTH = 96
 PICTURE = 112
-INIT=0.06
-THETA=20.0
+CELLS = GRID * GRID
+LEVELS = (1, 2, 3)
+LOOK_FIRST_SHARE = 0.3
+"""Share of the examples that scan before they answer."""
+POOL_SEED, HELD_OUT_SEED = 0, 10**9
+
+
+# -- the model
 
 
 def make_tokenizer() -> Any:
@@ -43,7 +66,8 @@ def make_tokenizer() -> Any:
     )
     task = ShapesTask()
     rows = [task.generate(seed, level) for level in (1, 5) for seed in range(500)]
-    texts = [f"user\n{row['problem'].removeprefix('<image>')}\nassistant\n<answer>{row['answer']}</answer>" for row in rows]
+    words = " ".join([*COLOURS, *SHAPES, "none"])
+    texts = [f"user\n{question(row)}\nassistant\n{look_first(row)} {words}" for row in rows]
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([AddedToken(t, normalized=False) for t in QWEN_SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
@@ -67,43 +91,53 @@ def make_processor(tokenizer: Any) -> Any:
     )
 
 
-def make_model(tokenizer: Any, layers=4, vdepth=2, vwidth=96) -> Any:
+def make_model(tokenizer: Any) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     def token(name: str) -> int:
         return tokenizer.convert_tokens_to_ids(f"<|{name}|>")
 
-    text = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=3 * TEXT_WIDTH,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096, initializer_range=INIT,
-        bos_token_id=None,
-        eos_token_id=token("im_end"),
-        pad_token_id=token("endoftext"),
-        rope_parameters={"rope_type": "default", "rope_theta": THETA, "mrope_section": [4, 6, 6]},
-    )
-    vision = dict(
-        depth=vdepth,
-        hidden_size=vwidth,
-        intermediate_size=2 * vwidth,
-        num_heads=vwidth // 32,
-        out_hidden_size=TEXT_WIDTH,
-        window_size=112,
-        fullatt_block_indexes=[vdepth - 1],
-        patch_size=14, initializer_range=INIT,
-    )
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 3 * TEXT_WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.06,
+        "bos_token_id": None,
+        "eos_token_id": token("im_end"),
+        "pad_token_id": token("endoftext"),
+        # A small base: rows are short, so every frequency is of use.
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 100.0,
+            "mrope_section": [4, 6, 6],
+        },
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": VISION_WIDTH,
+        "intermediate_size": 2 * VISION_WIDTH,
+        "num_heads": VISION_WIDTH // 32,
+        "out_hidden_size": TEXT_WIDTH,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+        "patch_size": 14,
+        "initializer_range": 0.06,
+    }
+    special = {
+        f"{name}_token_id": token(alias)
+        for name, alias in (
+            ("image", "image_pad"),
+            ("video", "video_pad"),
+            ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
+        )
+    }
     config = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        tie_word_embeddings=True,
-        image_token_id=token("image_pad"),
-        video_token_id=token("video_pad"),
-        vision_start_token_id=token("vision_start"),
-        vision_end_token_id=token("vision_end"),
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **special
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     model.generation_config.eos_token_id = [token("im_end"), token("endoftext")]
@@ -111,17 +145,298 @@ def make_model(tokenizer: Any, layers=4, vdepth=2, vwidth=96) -> Any:
     return model
 
 
-def conversation(row):
-    text = row["problem"].removeprefix("<image>")
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+# -- the examples
 
 
-def encode(processor, rows, with_answer):
-    texts = []
-    for row in rows:
-        t = processor.apply_chat_template(conversation(row), add_generation_prompt=True)
-        if with_answer:
-            t += f"<answer>{row['answer']}</answer><|im_end|>"
-        texts.append(t)
-    images = [row["images"][0] for row in rows]
-    return processor(text=texts, images=images, padding=True, return_tensors="pt")
+def question(row: dict[str, Any]) -> str:
+    return row["problem"].removeprefix("<image>")
+
+
+def directly(row: dict[str, Any]) -> str:
+    return f"<answer>{row['answer']}</answer>"
+
+
+def look_first(row: dict[str, Any]) -> str:
+    """A digit for each cell, row by row: 1 where a shape is that the question asks for."""
+    asked = row["metadata"]
+    marks = ["0"] * CELLS
+    for thing in asked["objects"]:
+        if asked["colour"] in (None, thing["colour"]) and asked["shape"] in (None, thing["shape"]):
+            column, line = thing["cell"]
+            marks[line * GRID + column] = "1"
+    lines = ["".join(marks[i : i + GRID]) for i in range(0, CELLS, GRID)]
+    return f"<think>{' '.join(lines)}</think>{directly(row)}"
+
+
+@dataclass(slots=True)
+class Examples:
+    """N rows, tokenised; pictures as pixels of patches."""
+
+    rows: list[dict[str, Any]]
+    pixels: Tensor
+    """``[N, patches, patch_dim]``, as the image processor gives them."""
+    cells: Tensor
+    """``[N, 2, cells]``: colour and shape of each cell, one past the last for none."""
+
+
+def _generate(arguments: tuple[int, int, int]) -> list[dict[str, Any]]:
+    seed, count, level = arguments
+    task = ShapesTask()
+    return [task.generate(seed + i, level) for i in range(count)]
+
+
+def make_examples(count: int, seed: int, levels: tuple[int, ...], workers: int) -> Examples:
+    """``count`` rows of each level, made by several processes."""
+    piece = 500
+    jobs = [
+        (seed + start, min(piece, count - start), level)
+        for level in levels
+        for start in range(0, count, piece)
+    ]
+    with ProcessPoolExecutor(workers) as pool:
+        rows = [row for part in pool.map(_generate, jobs) for row in part]
+    processor = make_processor(make_tokenizer())
+    pixels = [
+        processor.image_processor([row["images"][0] for row in rows[i : i + 64]], return_tensors="pt")
+        for i in range(0, len(rows), 64)
+    ]
+    cells = torch.stack(
+        [torch.full((len(rows), CELLS), n) for n in (len(COLOURS), len(SHAPES))], dim=1
+    )
+    for i, row in enumerate(rows):
+        for thing in row["metadata"]["objects"]:
+            column, line = thing["cell"]
+            cells[i, 0, line * GRID + column] = list(COLOURS).index(thing["colour"])
+            cells[i, 1, line * GRID + column] = SHAPES.index(thing["shape"])
+    patches = torch.cat([p["pixel_values"] for p in pixels]).view(len(rows), CELLS * 4, -1)
+    return Examples(rows, patches.half(), cells)
+
+
+# -- stage 1
+
+
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """Features ``[B, cells, D]`` of pictures ``[B, patches, patch_dim]``."""
+    grid = torch.tensor([[1, 2 * GRID, 2 * GRID]] * len(pixels), device=pixels.device)
+    output = model.model.get_image_features(pixels.flatten(0, 1), grid, return_dict=True)
+    return torch.stack(list(output.pooler_output))
+
+
+def train_tower(model: Any, tokenizer: Any, examples: Examples, steps: int, device: str) -> None:
+    """Each cell's feature is to lie near the embeddings of its colour and its shape."""
+    embeddings = model.get_input_embeddings().weight
+
+    def word_ids(words: list[str]) -> Tensor:
+        return torch.tensor([tokenizer.encode(f" {word}")[0] for word in words], device=device)
+
+    vocabularies = [word_ids([*COLOURS, "none"]), word_ids([*SHAPES, "none"])]
+    parameters = [*model.model.visual.parameters(), embeddings]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(1, steps + 1):
+        pick = torch.randint(len(examples.rows), (64,), generator=generator)
+        feature = features(model, examples.pixels[pick].float().to(device))
+        unit = normalize(embeddings, dim=-1)
+        loss, right = torch.zeros((), device=device), []
+        for i, words in enumerate(vocabularies):
+            target = examples.cells[pick, i].to(device).flatten()
+            scores = 8.0 * feature.flatten(0, 1) @ unit[words].T
+            loss = loss + cross_entropy(scores, target)
+            shown = target < len(words) - 1
+            right.append((scores.argmax(-1) == target)[shown].float().mean().item())
+        descend(loss, optimizer, schedule, parameters)
+        if step % 200 == 0:
+            print(f"tower {step}: loss {loss:.3f}, colours {right[0]:.1%}, shapes {right[1]:.1%}")
+
+
+def descend(loss: Tensor, optimizer: Any, schedule: Any, parameters: Any) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    schedule.step()
+
+
+# -- stage 2
+
+
+class TextBatches:
+    """Rows of token ids with the features of their pictures, ready for the decoder."""
+
+    def __init__(self, model: Any, processor: Any, examples: Examples, device: str) -> None:
+        self.model, self.device = model, device
+        self.tokenizer = processor.tokenizer
+        self.pad = self.tokenizer.pad_token_id
+        self.examples = examples
+        with torch.no_grad():
+            self.features = torch.cat(
+                [
+                    features(model, examples.pixels[i : i + 500].float().to(device))
+                    for i in range(0, len(examples.rows), 500)
+                ]
+            )
+        self.prompts = [self._prompt(processor, row) for row in examples.rows]
+        self.answers = {
+            style: [self._ids(style(row) + "<|im_end|>") for row in examples.rows]
+            for style in (directly, look_first)
+        }
+        image = model.config.image_token_id
+        self.image_at = self.prompts[0].index(image)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _prompt(self, processor: Any, row: dict[str, Any]) -> list[int]:
+        parts = [{"type": "image"}, {"type": "text", "text": question(row)}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True
+        )
+        return self._ids(text.replace("<|image_pad|>", "<|image_pad|>" * CELLS))
+
+    def loss(self, picks: list[int], styles: list[Any]) -> Tensor:
+        """Mean cross entropy of the answers."""
+        rows = [
+            (self.prompts[i], self.answers[style][i]) for i, style in zip(picks, styles, strict=True)
+        ]
+        longest = max(len(p) + len(a) for p, a in rows)
+        ids = torch.full((len(rows), longest), self.pad)
+        answer = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, (p, a) in enumerate(rows):
+            ids[i, : len(p) + len(a)] = torch.tensor(p + a)
+            answer[i, len(p) : len(p) + len(a)] = True
+        ids, answer = ids.to(self.device), answer.to(self.device)
+        hidden = self._decode(ids, self.features[picks])
+        logits = self.model.lm_head(hidden[:, :-1][answer[:, 1:]])
+        return cross_entropy(logits, ids[:, 1:][answer[:, 1:]])
+
+    def _decode(self, ids: Tensor, feature: Tensor) -> Tensor:
+        """Rows are padded on the right and causal, so padding needs no mask."""
+        embeds = self.model.get_input_embeddings()(ids)
+        start, end = self.image_at, self.image_at + CELLS
+        embeds = torch.cat([embeds[:, :start], feature.to(embeds.dtype), embeds[:, end:]], dim=1)
+        output = self.model.model.language_model(
+            inputs_embeds=embeds, position_ids=self._positions(ids), use_cache=False
+        )
+        return output.last_hidden_state
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        from foveal.models.positions import mrope_positions
+
+        grid = [(1, 2 * GRID, 2 * GRID)]
+        image, length = self.model.config.image_token_id, ids.shape[1]
+        one = mrope_positions(self.prompts[0], image, grid, 2, max(length, len(self.prompts[0])))
+        return one[:, None, :length].expand(-1, len(ids), -1).to(self.device)
+
+
+def train_text(
+    batches: TextBatches, steps: int, lr: float, report: Any, batch_size: int = 128
+) -> None:
+    """Answers in both styles; the tower stays as it is."""
+    parameters = list(batches.model.model.language_model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
+    dice = random.Random(2)
+    started, running = time.perf_counter(), 0.0
+    for step in range(1, steps + 1):
+        picks = [dice.randrange(len(batches.examples.rows)) for _ in range(batch_size)]
+        styles = [look_first if dice.random() < LOOK_FIRST_SHARE else directly for _ in picks]
+        loss = batches.loss(picks, styles)
+        descend(loss, optimizer, schedule, parameters)
+        running += loss.item()
+        if step % 100 == 0:
+            seconds = time.perf_counter() - started
+            print(f"text {step}: loss {running / 100:.3f}, {seconds:.0f} s", flush=True)
+            running = 0.0
+            report(step)
+
+
+# -- measuring
+
+
+@torch.no_grad()
+def accuracy(
+    model: Any, processor: Any, rows: list[dict[str, Any]], opening: str = "", sample: bool = False
+) -> tuple[float, float]:
+    """Share of right answers, and of answers that look first, to completions that begin with
+    ``opening``."""
+    parts = [[{"type": "image"}, {"type": "text", "text": question(row)}] for row in rows]
+    texts = [
+        processor.apply_chat_template(
+            [{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True
+        )
+        + opening
+        for p in parts
+    ]
+    inputs = processor(
+        text=texts,
+        images=[[row["images"][0]] for row in rows],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device)
+    output = model.generate(**inputs, max_new_tokens=48, do_sample=sample, top_k=0)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    answers = [
+        opening + text for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+    ]
+    rewards = shapes_reward(None, answers, answer=[row["answer"] for row in rows])
+    looked = sum("<think>" in text for text in answers) / len(answers)
+    return sum(rewards) / len(rewards), looked
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("foveal/demo_model"))
+    parser.add_argument("--rows", type=int, default=8000, help="examples of each difficulty")
+    parser.add_argument("--tower-steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--keep", type=int, nargs="*", default=[], help="also save these steps")
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+
+    tokenizer = make_tokenizer()
+    processor = make_processor(tokenizer)
+    model = make_model(tokenizer).to(arguments.device)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {arguments.device}")
+    started = time.perf_counter()
+    examples = make_examples(arguments.rows, POOL_SEED, LEVELS, arguments.workers)
+    print(f"{len(examples.rows):,} examples in {time.perf_counter() - started:.0f} s", flush=True)
+    train_tower(model, tokenizer, examples, arguments.tower_steps, arguments.device)
+    held_out = _generate((HELD_OUT_SEED, 256, max(LEVELS)))
+
+    def save(folder: Path) -> None:
+        model.half().save_pretrained(folder)
+        model.float()
+        processor.save_pretrained(folder)
+
+    def report(step: int) -> None:
+        if step % 300 == 0 or step == arguments.steps:
+            by_style = {
+                name: accuracy(model, processor, held_out, opening)[0]
+                for name, opening in (("at a glance", "<answer>"), ("looking first", "<think>"))
+            }
+            free, looks = accuracy(model, processor, held_out)
+            sampled, sampled_looks = accuracy(model, processor, held_out, sample=True)
+            print(
+                f"    held out: {free:.1%} ({looks:.0%} look), sampled {sampled:.1%} "
+                f"({sampled_looks:.0%} look); "
+                + ", ".join(f"{name} {value:.1%}" for name, value in by_style.items()),
+                flush=True,
+            )
+        if step in arguments.keep:
+            save(arguments.out.with_name(f"{arguments.out.name}_{step}"))
+
+    batches = TextBatches(model, processor, examples, arguments.device)
+    train_text(batches, arguments.steps, arguments.lr, report)
+    save(arguments.out)
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    print(f"{arguments.out}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

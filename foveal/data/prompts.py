@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from rich.progress import track
+
 from foveal.data.columns import NormalRow
 from foveal.data.datasets import RowSource
 from foveal.data.messages import with_system_prompt
@@ -28,6 +30,9 @@ _PLACEHOLDER_NAMES = (
     "vision_start_token",
     "vision_end_token",
 )
+
+MANY_ROWS = 1000
+"""From here on ``survey`` shows its progress: reading pictures takes milliseconds a row."""
 
 
 class PromptTooLong(ValueError):
@@ -220,7 +225,8 @@ def survey(
     count = len(source) if limit is None else min(limit, len(source))
     if builder.max_prompt_length is None:
         return list(range(count)), []
-    lengths = [builder.length(source[index], index) for index in range(count)]
+    indices = track(range(count), "measuring prompts", disable=count < MANY_ROWS)
+    lengths = [builder.length(source[index], index) for index in indices]
     kept = [i for i, length in enumerate(lengths) if length <= builder.max_prompt_length]
     if lengths and not kept:
         raise ValueError(

@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import math
 import time
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,12 @@ class RewardCaller:
         if not all(math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"the reward weights {self.weights} must be finite")
         self._loop = LoopThread()
+
+    def check_columns(self, columns: Iterable[str]) -> None:
+        """Raise ValueError if a function needs an argument that data with ``columns`` lacks."""
+        always = ("prompts", "completions", "completion_ids")
+        for spec in self._specs:
+            spec.choose(dict.fromkeys([*always, *columns, *NOT_COLUMNS]))
 
     def score(
         self,

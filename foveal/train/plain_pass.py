@@ -168,7 +168,7 @@ def _loss(
             )
             stats |= ratio_stats
             if settings.spec.loss_type == "vespo":
-                weight = weight.expand_as(mask_BT)
+                weight = _as_token_weights(weight, mask_BT)
     keep_BT = None
     if entropy_threshold is not None:
         entropy_BT = _stacked([row.entropy for row in rows], device)
@@ -188,6 +188,13 @@ def _loss(
         mismatch_weight=weight,
     )
     return result.loss, stats | result.stats
+
+
+def _as_token_weights(weight: Tensor, mask_BT: Tensor) -> Tensor:
+    """One weight a token whose product over a row is the row's weight: what VESPO multiplies."""
+    if weight.shape == mask_BT.shape:
+        return weight
+    return weight.pow(1 / mask_BT.sum(-1, keepdim=True).clamp(min=1)).expand_as(mask_BT)
 
 
 def _rollout_logprobs(rows: Sequence[Row], device: torch.device) -> Tensor | None:

@@ -10,7 +10,8 @@ from torch import nn
 from foveal.data import PromptBuilder, RowSource, describe_dropped, load_rows, survey
 from foveal.models.family import family_of, stock_model
 from foveal.models.load import FastVisionModel
-from foveal.models.state import state_of
+from foveal.models.state import say, state_of
+from foveal.rewards.call import RewardCaller
 from foveal.train.config import GRPOConfig
 from foveal.train.console import console
 
@@ -130,18 +131,27 @@ def prompt_builder(model: nn.Module, processing_class: Any, config: GRPOConfig) 
     return PromptBuilder(
         processing_class,
         image_token_id=stock_model(model).config.image_token_id,
-        max_prompt_length=config.max_prompt_length,
+        max_prompt_length=_prompt_bound(model, config),
         chat_template_kwargs=config.chat_template_kwargs,
         system_prompt=config.system_prompt,
     )
 
 
+def _prompt_bound(model: nn.Module, config: GRPOConfig) -> int | None:
+    """The longest prompt: as asked, or what ``max_seq_length`` leaves beside a completion."""
+    longest = state_of(model).max_seq_length
+    if config.max_prompt_length is not None or longest is None:
+        return config.max_prompt_length
+    return longest - config.max_completion_length
+
+
 def dataset_prompts(
-    dataset: Any, builder: PromptBuilder, config: GRPOConfig, role: str
+    dataset: Any, builder: PromptBuilder, rewards: RewardCaller, role: str
 ) -> tuple[RowSource, list[int]]:
     """Open a data set, say which prompts are too long, and return the rows to use.
 
-    The first prompt is built at once, so that a set which does not fit the model fails here.
+    The first prompt is built at once and its columns are shown to the reward functions, so that
+    a set which does not fit the model or the rewards fails here.
     """
     rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
     if rows.is_streamed:
@@ -150,7 +160,8 @@ def dataset_prompts(
             "prompts must be known to resume a run"
         )
     kept, dropped = survey(rows, builder)
-    if dropped and config.max_prompt_length is not None:
-        console.print(describe_dropped(dropped, len(rows), config.max_prompt_length))
-    builder.build(rows[kept[0]], kept[0])
+    if dropped and builder.max_prompt_length is not None:
+        say(describe_dropped(dropped, len(rows), builder.max_prompt_length))
+    first = builder.build(rows[kept[0]], kept[0])
+    rewards.check_columns(first.columns)
     return rows, kept

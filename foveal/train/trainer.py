@@ -143,7 +143,7 @@ class GRPOTrainer(WholeCheckpoints):
     def _training_data(self, dataset: Any) -> tuple[RowSource | None, Schedule | None]:
         if dataset is None:
             return None, None
-        rows, indices = dataset_prompts(dataset, self.builder, self.config, "training")
+        rows, indices = dataset_prompts(dataset, self.builder, self.reward_caller, "training")
         schedule = Schedule(
             indices,
             prompts_per_slot=self.config.prompts_per_micro_step,
@@ -157,7 +157,7 @@ class GRPOTrainer(WholeCheckpoints):
     def _evaluation_data(self, dataset: Any) -> tuple[RowSource | None, list[int]]:
         if dataset is None:
             return None, []
-        return dataset_prompts(dataset, self.builder, self.config, "evaluation")
+        return dataset_prompts(dataset, self.builder, self.reward_caller, "evaluation")
 
     def get_train_dataloader(self) -> Any:
         if self.train_dataset is None:

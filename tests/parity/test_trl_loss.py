@@ -1,5 +1,5 @@
 """TRL 1.16's own trainer and ours on the same rows, pictures, completions and adapter: the loss,
-the gradient of every adapter matrix, the metrics, and the weights at the end of a run."""
+the gradient of every adapter matrix, and the metrics."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from tests.parity.our_side import (
     rows,
     set_adapter,
     trained,
-    values,
 )
 from tests.parity.trl_side import ScriptedTRL, datasets, trl, trl_trainer
 
 LOSSES = list(AGGREGATION)
 LEVELS = ["token", "sequence"]
-FAMILIES = ["qwen2_5_vl", "qwen3_vl", "gemma3"]
 SHIFT = 0.3
 """How far old log-probabilities lie from the present ones: outside of every clip range below."""
 
@@ -82,14 +80,15 @@ class Pair:
 
 
 def shift_BT(advantage_B: Tensor, tokens: int) -> Tensor:
-    """Old minus present, up or down by ``SHIFT``. Of each group two rows move to where clipping
-    acts on them, one to where it does not, one token by token in turn."""
+    """Old minus present, up or down by ``SHIFT``. Rows of either sign take turns: to where clipping
+    acts on them, to the other side, up and down token by token."""
     turns_T = SHIFT * (1 - 2 * (torch.arange(tokens) % 2)).float()
-    rows_BT = []
+    shifts = []
     for row, advantage in enumerate(advantage_B.tolist()):
         clipped_T = turns_T.abs() * (-1 if advantage > 0 else 1)
-        rows_BT.append((clipped_T, clipped_T, turns_T, -clipped_T)[row % 4])
-    return torch.stack(rows_BT)
+        earlier = int((advantage_B[:row].sign() == advantage_B[row].sign()).sum())
+        shifts.append((clipped_T, -clipped_T, turns_T)[earlier % 3])
+    return torch.stack(shifts)
 
 
 TUNED = (
@@ -195,22 +194,21 @@ def clip_range(loss_type: str) -> dict[str, Any]:
     return {"epsilon": 0.2, "epsilon_high": 1.2 if loss_type == "cispo" else 0.25}
 
 
-def test_both_sides_build_the_same_prompts_and_advantages(pairs):
-    for family in FAMILIES:
-        pair = pairs(family)
-        trainer: Any = our_trainer(pair.model, pair.processor, pair.folder, pair.data)
-        window = trainer._window_at(trainer.train_dataset[0])
-        scored = pair.scored
-        assert scored["num_images"] == [1] * 4 + [2] * 4
-        for i, row in enumerate(window.rows):
-            ids = scored["prompt_ids"][i][scored["prompt_mask"][i].bool()]
-            assert row.prompt.ids == tuple(ids.tolist())
-            length = len(row.completion.ids)
-            assert scored["completion_ids"][i, :length].tolist() == list(row.completion.ids)
-            assert scored["completion_mask"][i].sum() == length
-        ours = torch.tensor([row.advantage for row in window.rows])
-        torch.testing.assert_close(ours, scored["advantages"])
-        assert (ours > 0).any() and (ours < 0).any()
+def test_both_sides_build_the_same_prompts_and_advantages(pairs, family):
+    pair = pairs(family)
+    trainer: Any = our_trainer(pair.model, pair.processor, pair.folder, pair.data)
+    window = trainer._window_at(trainer.train_dataset[0])
+    scored = pair.scored
+    assert scored["num_images"] == [1] * 4 + [2] * 4
+    for i, row in enumerate(window.rows):
+        ids = scored["prompt_ids"][i][scored["prompt_mask"][i].bool()]
+        assert row.prompt.ids == tuple(ids.tolist())
+        length = len(row.completion.ids)
+        assert scored["completion_ids"][i, :length].tolist() == list(row.completion.ids)
+        assert scored["completion_mask"][i].sum() == length
+    ours = torch.tensor([row.advantage for row in window.rows])
+    torch.testing.assert_close(ours, scored["advantages"])
+    assert (ours > 0).any() and (ours < 0).any()
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.04])
@@ -358,7 +356,8 @@ def test_a_rollout_that_serves_two_steps(pairs, loss_type):
     pair, data = pairs("qwen2_5_vl"), rows(4)
     set_oracle(pair.oracle, loss_type=loss_type, steps_per_generation=2)
     scored = pair.oracle._generate_and_score_completions([row for row in data for _ in SHAPES])
-    halves: list[Any] = split_tensor_dict(split_pixel_values_by_grid(scored), 2)
+    by_row: Any = split_pixel_values_by_grid(scored)
+    halves: list[Any] = split_tensor_dict(by_row, 2)
     assert halves[0]["completion_mask"].sum() != halves[1]["completion_mask"].sum()
     trainer = our_trainer(
         pair.model,
@@ -399,47 +398,3 @@ def test_an_adapter_that_already_acts_is_the_reference_as_it_began(tmp_path):
     assert_same(gradients(model), gradients(oracle.model))
     assert our_metrics["kl"] == pytest.approx(their_metrics["kl"], rel=1e-4)
     assert our_metrics["kl"] > 0.01
-
-
-@pytest.mark.parametrize(
-    ("loss_type", "level", "iterations"),
-    [
-        ("dapo", "token", 1),
-        ("dr_grpo", "token", 2),
-        ("grpo", "sequence", 2),
-        ("vespo", "token", 2),
-    ],
-)
-def test_a_run_ends_at_trls_weights(tmp_path, loss_type, level, iterations):
-    """Two micro-steps a step; a second pass over a rollout compares with the weights before."""
-    data = rows(4)
-    settings = {
-        "loss_type": loss_type,
-        "importance_sampling_level": level,
-        "num_iterations": iterations,
-        "per_device_train_batch_size": len(SHAPES),
-        "gradient_accumulation_steps": 2,
-        "max_steps": 1 + iterations,
-        "optim": "sgd",
-        "learning_rate": 0.05,
-        "max_grad_norm": 0.0,
-        "beta": 0.04,
-    }
-    oracle = trl_trainer("qwen2_5_vl", tmp_path / "trl", data, **settings)
-    oracle.train()
-    model, processor = our_model("qwen2_5_vl")
-    start = values(model)
-    trainer = our_trainer(model, processor, tmp_path / "our", data, reference="off", **settings)
-    trainer.train()
-
-    def moved(side):
-        return {name: value - start[name] for name, value in values(side).items()}
-
-    assert_same(moved(model), moved(oracle.model), tolerance=1e-3)
-    theirs, ours = (
-        [(log["loss"], log["grad_norm"]) for log in side.state.log_history if "loss" in log]
-        for side in (oracle, trainer)
-    )
-    assert len(ours) == len(theirs) == 1 + iterations
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine == pytest.approx(other, rel=1e-3, abs=1e-5)

@@ -13,11 +13,12 @@ from tests.parity.trl_side import ScriptedTRL, trl, trl_trainer
 
 TIMES = {
     *("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"),
-    *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
+    *("eval_runtime", "eval_samples_per_second"),
 }
 """Names that both log, with values of the machine."""
 NOT_IN_EVALUATION = {
     "eval_loss": "an evaluation is a rollout and its rewards; it makes no training pass",
+    "eval_steps_per_second": "an evaluation counts prompts and has no steps",
     "eval_entropy": "of the training pass",
     "eval_kl": "of the training pass",
     "eval_policy_loss": "of the training pass",

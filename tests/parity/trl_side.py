@@ -6,6 +6,7 @@ advantages, log-probabilities and the loss are TRL's.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.parity.our_side import COMMON, completions, digit_sum, set_adapter
 
 trl = pytest.importorskip("trl", reason="needs trl, the oracle")
 datasets = pytest.importorskip("datasets")
+gc.freeze()  # as in our_side
 
 
 class ScriptedTRL(trl.GRPOTrainer):
