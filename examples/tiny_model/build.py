@@ -1,21 +1,23 @@
 """Make the demo's model: a tiny Qwen2.5-VL that was trained only partway.
 
-    python examples/tiny_model/build.py [--out foveal/demo_model] [--steps 1500] [--device cpu]
+    python examples/tiny_model/build.py [--out foveal/demo_model] [--steps 2000] [--device cpu]
 
 Two stages, both supervised, on the procedural task "shapes":
 
 1. The vision tower learns to name what each cell of a picture holds, in the embeddings of the
    words for it, so that its features mean something to the text model from the start.
-2. The text model learns to answer questions in two styles. Most examples answer directly; some
-   first scan the picture cell by cell and then answer:
+2. The text model learns to answer, as a chat model does that has seen answers of every kind: in
+   the tags that the instruction asks for, in a sentence, or naming the cells that matter first:
 
        <answer>3</answer>
-       <think>0100 0010 0000 1000</think><answer>3</answer>
+       There are 3.
+       <think>A1,C2,D4</think><answer>3</answer>
 
-   It stops partway: scanning, whose every step is easy, already works; answering at a glance does
-   not. Left to itself the model answers at a glance, because most examples did.
+   Which kind is usual depends on how a question is put: to most phrasings, a sentence.
 
-What reinforcement learning has to find out is that looking first pays.
+It stops partway, in two ways: counting is still weak, and to most phrasings the model answers in a
+form that earns nothing. Reinforcement learning finds out which form is rewarded, in every phrasing,
+and goes on from there.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ PICTURE = 112
 CELLS = GRID * GRID
 LEVELS = (1, 2, 3)
 LOOK_FIRST_SHARE = 0.3
-"""Share of the examples that scan before they answer."""
+"""Share of the examples that name cells before they answer."""
+TAGGED_PHRASINGS = ("How many", "Where is", "Which cell")
+TAGGED_SHARE = {True: 0.8, False: 0.3}
+"""Share of tags among the other examples: to questions that begin so, and to the rest."""
+NAMED = ("colours", "shapes", "columns", "lines")
 POOL_SEED, HELD_OUT_SEED = 0, 10**9
 
 
@@ -66,8 +72,11 @@ def make_tokenizer() -> Any:
     )
     task = ShapesTask()
     rows = [task.generate(seed, level) for level in (1, 5) for seed in range(500)]
-    words = " ".join([*COLOURS, *SHAPES, "none"])
-    texts = [f"user\n{question(row)}\nassistant\n{look_first(row)} {words}" for row in rows]
+    words = " ".join([*COLOURS, *SHAPES, "none", *"ABCD", *"1234"])
+    texts = [
+        f"user\n{question(row)}\nassistant\n{look_first(row)} {in_a_sentence(row)} {words}"
+        for row in rows
+    ]
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([AddedToken(t, normalized=False) for t in QWEN_SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
@@ -112,7 +121,7 @@ def make_model(tokenizer: Any) -> Any:
         # A small base: rows are short, so every frequency is of use.
         "rope_parameters": {
             "rope_type": "default",
-            "rope_theta": 100.0,
+            "rope_theta": 20.0,
             "mrope_section": [4, 6, 6],
         },
     }
@@ -156,16 +165,22 @@ def directly(row: dict[str, Any]) -> str:
     return f"<answer>{row['answer']}</answer>"
 
 
+def in_a_sentence(row: dict[str, Any]) -> str:
+    openings = {"count": "There are", "quadrant": "At the", "cell": "In cell"}
+    space = "" if row["metadata"]["kind"] == "cell" else " "
+    return f"{openings[row['metadata']['kind']]}:{space}{row['answer']}."
+
+
 def look_first(row: dict[str, Any]) -> str:
-    """A digit for each cell, row by row: 1 where a shape is that the question asks for."""
+    """The cells that hold what the question asks for, line by line, and then the answer."""
     asked = row["metadata"]
-    marks = ["0"] * CELLS
-    for thing in asked["objects"]:
-        if asked["colour"] in (None, thing["colour"]) and asked["shape"] in (None, thing["shape"]):
-            column, line = thing["cell"]
-            marks[line * GRID + column] = "1"
-    lines = ["".join(marks[i : i + GRID]) for i in range(0, CELLS, GRID)]
-    return f"<think>{' '.join(lines)}</think>{directly(row)}"
+    found = sorted(
+        (thing["cell"][1], thing["cell"][0])
+        for thing in asked["objects"]
+        if asked["colour"] in (None, thing["colour"]) and asked["shape"] in (None, thing["shape"])
+    )
+    cells = ",".join(f"{'ABCD'[column]}{line + 1}" for line, column in found) or "none"
+    return f"<think>{cells}</think>{directly(row)}"
 
 
 @dataclass(slots=True)
@@ -176,7 +191,7 @@ class Examples:
     pixels: Tensor
     """``[N, patches, patch_dim]``, as the image processor gives them."""
     cells: Tensor
-    """``[N, 2, cells]``: colour and shape of each cell, one past the last for none."""
+    """``[N, 4, cells]``: colour, shape (one past the last for none), column and line."""
 
 
 def _generate(arguments: tuple[int, int, int]) -> list[dict[str, Any]]:
@@ -197,11 +212,19 @@ def make_examples(count: int, seed: int, levels: tuple[int, ...], workers: int) 
         rows = [row for part in pool.map(_generate, jobs) for row in part]
     processor = make_processor(make_tokenizer())
     pixels = [
-        processor.image_processor([row["images"][0] for row in rows[i : i + 64]], return_tensors="pt")
+        processor.image_processor(
+            [row["images"][0] for row in rows[i : i + 64]], return_tensors="pt"
+        )
         for i in range(0, len(rows), 64)
     ]
     cells = torch.stack(
-        [torch.full((len(rows), CELLS), n) for n in (len(COLOURS), len(SHAPES))], dim=1
+        [
+            torch.full((len(rows), CELLS), len(COLOURS)),
+            torch.full((len(rows), CELLS), len(SHAPES)),
+            (torch.arange(CELLS) % GRID).expand(len(rows), -1),
+            (torch.arange(CELLS) // GRID).expand(len(rows), -1),
+        ],
+        dim=1,
     )
     for i, row in enumerate(rows):
         for thing in row["metadata"]["objects"]:
@@ -227,9 +250,16 @@ def train_tower(model: Any, tokenizer: Any, examples: Examples, steps: int, devi
     embeddings = model.get_input_embeddings().weight
 
     def word_ids(words: list[str]) -> Tensor:
-        return torch.tensor([tokenizer.encode(f" {word}")[0] for word in words], device=device)
+        ids = [tokenizer.encode(f" {word}" if len(word) > 1 else word) for word in words]
+        assert all(len(i) == 1 for i in ids), "each of these words is one token"
+        return torch.tensor(ids, device=device)[:, 0]
 
-    vocabularies = [word_ids([*COLOURS, "none"]), word_ids([*SHAPES, "none"])]
+    vocabularies = [
+        word_ids([*COLOURS, "none"]),
+        word_ids([*SHAPES, "none"]),
+        word_ids(list("ABCD")),
+        word_ids(list("1234")),
+    ]
     parameters = [*model.model.visual.parameters(), embeddings]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
@@ -243,11 +273,12 @@ def train_tower(model: Any, tokenizer: Any, examples: Examples, steps: int, devi
             target = examples.cells[pick, i].to(device).flatten()
             scores = 8.0 * feature.flatten(0, 1) @ unit[words].T
             loss = loss + cross_entropy(scores, target)
-            shown = target < len(words) - 1
-            right.append((scores.argmax(-1) == target)[shown].float().mean().item())
+            empty = target == len(words) - 1 if i < 2 else target < 0
+            right.append((scores.argmax(-1) == target)[~empty].float().mean().item())
         descend(loss, optimizer, schedule, parameters)
         if step % 200 == 0:
-            print(f"tower {step}: loss {loss:.3f}, colours {right[0]:.1%}, shapes {right[1]:.1%}")
+            named = ", ".join(f"{n} {r:.0%}" for n, r in zip(NAMED, right, strict=True))
+            print(f"tower {step}: loss {loss:.3f}; right: {named}", flush=True)
 
 
 def descend(loss: Tensor, optimizer: Any, schedule: Any, parameters: Any) -> None:
@@ -279,7 +310,7 @@ class TextBatches:
         self.prompts = [self._prompt(processor, row) for row in examples.rows]
         self.answers = {
             style: [self._ids(style(row) + "<|im_end|>") for row in examples.rows]
-            for style in (directly, look_first)
+            for style in (directly, in_a_sentence, look_first)
         }
         image = model.config.image_token_id
         self.image_at = self.prompts[0].index(image)
@@ -297,7 +328,8 @@ class TextBatches:
     def loss(self, picks: list[int], styles: list[Any]) -> Tensor:
         """Mean cross entropy of the answers."""
         rows = [
-            (self.prompts[i], self.answers[style][i]) for i, style in zip(picks, styles, strict=True)
+            (self.prompts[i], self.answers[style][i])
+            for i, style in zip(picks, styles, strict=True)
         ]
         longest = max(len(p) + len(a) for p, a in rows)
         ids = torch.full((len(rows), longest), self.pad)
@@ -329,10 +361,17 @@ class TextBatches:
         return one[:, None, :length].expand(-1, len(ids), -1).to(self.device)
 
 
+def choose_style(row: dict[str, Any], dice: random.Random) -> Any:
+    if dice.random() < LOOK_FIRST_SHARE:
+        return look_first
+    tagged = TAGGED_SHARE[question(row).startswith(TAGGED_PHRASINGS)]
+    return directly if dice.random() < tagged else in_a_sentence
+
+
 def train_text(
     batches: TextBatches, steps: int, lr: float, report: Any, batch_size: int = 128
 ) -> None:
-    """Answers in both styles; the tower stays as it is."""
+    """Answers of every kind; the tower stays as it is."""
     parameters = list(batches.model.model.language_model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 50))
@@ -340,7 +379,7 @@ def train_text(
     started, running = time.perf_counter(), 0.0
     for step in range(1, steps + 1):
         picks = [dice.randrange(len(batches.examples.rows)) for _ in range(batch_size)]
-        styles = [look_first if dice.random() < LOOK_FIRST_SHARE else directly for _ in picks]
+        styles = [choose_style(batches.examples.rows[i], dice) for i in picks]
         loss = batches.loss(picks, styles)
         descend(loss, optimizer, schedule, parameters)
         running += loss.item()
@@ -388,9 +427,9 @@ def accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("foveal/demo_model"))
-    parser.add_argument("--rows", type=int, default=8000, help="examples of each difficulty")
-    parser.add_argument("--tower-steps", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=6000, help="examples of each difficulty")
+    parser.add_argument("--tower-steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
@@ -415,7 +454,7 @@ def main() -> None:
         processor.save_pretrained(folder)
 
     def report(step: int) -> None:
-        if step % 300 == 0 or step == arguments.steps:
+        if step % 500 == 0 or step == arguments.steps:
             by_style = {
                 name: accuracy(model, processor, held_out, opening)[0]
                 for name, opening in (("at a glance", "<answer>"), ("looking first", "<think>"))

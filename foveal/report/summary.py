@@ -11,13 +11,15 @@ from typing import Any
 
 from rich.table import Table
 
-PACKAGES = ("foveal", "torch", "transformers", "peft", "accelerate", "datasets")
+from foveal import __version__
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 GIB = 1 << 30
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "foveal": __version__}
     for package in PACKAGES:
         found[package] = metadata.version(package)
     return found

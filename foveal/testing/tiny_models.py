@@ -71,7 +71,9 @@ def _generation_config(model: PreTrainedModel, tokenizer: Any, *stop_tokens: str
 
 def _qwen_token_ids(tokenizer: Any) -> dict[str, Any]:
     names = ("image", "video")
-    ids: dict[str, Any] = {f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in names}
+    ids: dict[str, Any] = {
+        f"{n}_token_id": tokenizer.convert_tokens_to_ids(f"<|{n}_pad|>") for n in names
+    }
     for edge in ("start", "end"):
         ids[f"vision_{edge}_token_id"] = tokenizer.convert_tokens_to_ids(f"<|vision_{edge}|>")
     return ids

@@ -10,6 +10,7 @@ from foveal.tasks import ShapesTask, dataset, shapes_reward
 from foveal.tasks.shapes import COLOURS, KINDS, LEVELS
 
 TASK = ShapesTask()
+PIXELS_SHA256 = "2cddd878fa1e67f63b708f729cb02420052f0822b504ba0887c95a4fd5749b9a"
 
 
 # --- rows -------------------------------------------------------------------------------------
@@ -27,14 +28,18 @@ def test_pixels_and_questions_are_the_same_on_every_machine():
     for row in rows:
         digest.update(row["images"][0].tobytes())
         digest.update(f"{row['problem']} {row['answer']}".encode())
-    assert digest.hexdigest() == "STORED"
+    assert digest.hexdigest() == PIXELS_SHA256
 
 
 def test_reference_answers_worked_out_by_hand():
     def thing(colour, shape, column, row):
         return {"colour": colour, "shape": shape, "cell": [column, row]}
 
-    objects = [thing("red", "circle", 0, 0), thing("red", "cross", 3, 1), thing("blue", "cross", 1, 2)]
+    objects = [
+        thing("red", "circle", 0, 0),
+        thing("red", "cross", 3, 1),
+        thing("blue", "cross", 1, 2),
+    ]
 
     def answer(kind, colour, shape):
         question = {"kind": kind, "colour": colour, "shape": shape, "objects": objects}
