@@ -30,13 +30,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foveal._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from foveal.evaluate import evaluate
     from foveal.models.load import FastVisionModel
     from foveal.train.config import GRPOConfig
     from foveal.train.trainer import GRPOTrainer
-
-__version__ = "0.1.0"
 
 __all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer", "evaluate"]
 

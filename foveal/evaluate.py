@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import track
 from torch import nn
 
-from foveal.data import PromptBuilder, load_rows
+from foveal.data import PromptBuilder, RowSource, load_rows
 from foveal.models.family import stock_model
 from foveal.rewards.call import RewardCaller
 from foveal.rollout import RolloutBackend, TransformersBackend
@@ -50,7 +50,7 @@ def evaluate(
     Args:
         model: from ``FastVisionModel``, or any supported transformers or PEFT model.
         processor: the model's.
-        dataset: anything that ``foveal.data.load_rows`` opens.
+        dataset: a ``RowSource``, or anything that ``foveal.data.load_rows`` opens.
         reward_funcs: one or several, functions or names; the first one counts as accuracy.
         num_generations: answers to each prompt.
         temperature: 0 is greedy, and then ``num_generations`` must be 1.
@@ -60,7 +60,7 @@ def evaluate(
         backend: where answers come from; transformers' generate if None.
         show_progress: draw a bar.
     """
-    rows = load_rows(dataset)
+    rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
     builder = PromptBuilder(processor, image_token_id=stock_model(model).config.image_token_id)
     caller = RewardCaller(reward_funcs)
     answers = backend or TransformersBackend(model, processor.tokenizer)

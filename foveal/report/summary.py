@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from foveal import __version__
+from foveal._version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 GIB = 1 << 30
