@@ -33,18 +33,16 @@ from typing import TYPE_CHECKING, Any
 from foveal._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from foveal.evaluate import evaluate
     from foveal.models.load import FastVisionModel
     from foveal.train.config import GRPOConfig
     from foveal.train.trainer import GRPOTrainer
 
-__all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer", "evaluate"]
+__all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer"]
 
 _HOMES = {
     "FastVisionModel": "foveal.models.load",
     "GRPOConfig": "foveal.train.config",
     "GRPOTrainer": "foveal.train.trainer",
-    "evaluate": "foveal.evaluate",
 }
 
 

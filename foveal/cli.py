@@ -154,11 +154,12 @@ def evaluate(
             f"--n is {n} at --temperature {temperature:g}; give at least 1, and a temperature "
             "above 0 for more than 1, because greedy answers are all the same"
         )
+    from foveal.evaluate import evaluate as evaluate_model
     from foveal.models.load import FastVisionModel
 
     settings = {"num_generations": n, "temperature": temperature, "seed": seed}
     policy, processor = FastVisionModel.from_pretrained(model, load_in_4bit=load_in_4bit)
-    result = foveal.evaluate(
+    result = evaluate_model(
         policy,
         processor,
         data,

@@ -75,3 +75,13 @@ def test_importing_everything_leaves_the_classes_of_transformers_untouched():
     count, changed = json.loads(run(SNAPSHOT).splitlines()[-1])
     assert count > 50
     assert changed == []
+
+
+def test_no_public_name_is_hidden_by_a_submodule_of_the_same_name():
+    """Importing ``foveal.x`` sets the attribute ``x`` of the package, and would shadow a name."""
+    import pkgutil
+
+    import foveal
+
+    submodules = {module.name for module in pkgutil.iter_modules(foveal.__path__)}
+    assert not submodules & set(foveal.__all__)
