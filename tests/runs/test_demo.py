@@ -10,7 +10,9 @@ from transformers import AutoConfig
 
 from foveal.demo import DemoSettings, demo_model_folder, run_demo
 
-SMALL = DemoSettings(train_rows=16, held_out_rows=8, held_out_answers=2, steps=2, prompts_per_step=2)
+SMALL = DemoSettings(
+    train_rows=16, held_out_rows=8, held_out_answers=2, steps=2, prompts_per_step=2
+)
 SUMMARY_KEYS = {
     "accuracy_before",
     "accuracy_after",
