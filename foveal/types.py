@@ -108,6 +108,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     """Beside the model's own end-of-sequence tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion. The tokens up to the end of the first one are kept; the text
+    is cut before it."""
+    ignore_eos: bool = False
+    """Go on past the model's end-of-sequence tokens: every completion has ``max_tokens``."""
     suppress_token_ids: tuple[int, ...] = ()
     """Beside the family's image and video placeholders, which are never sampled."""
     seed: int | None = None
@@ -124,5 +129,10 @@ class SamplingParams:
             raise ValueError(f"top_k is {self.top_k}; 0 keeps the whole vocabulary")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p is {self.min_p}; it must lie in [0, 1)")
+        for place, text in enumerate(self.stop):
+            if not isinstance(text, str) or not text:
+                raise ValueError(
+                    f"stop[{place}] is {text!r}; a stop string has at least one character"
+                )
         if self.repetition_penalty <= 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; 1 switches it off")
