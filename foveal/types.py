@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 StopReason = Literal["stop", "length"]
 
+PAGE = 64
+"""Tokens whose keys and values one page of the KV cache holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:

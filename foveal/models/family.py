@@ -44,6 +44,10 @@ class Family:
     """Config fields with the ids that stand for pictures and videos; never sampled."""
     fp32_residual: bool
     """The residual stream outgrows float16 (65,504): keep it in float32 where weights are fp16."""
+    norm_adds_one: bool = False
+    """Norms multiply by 1 + weight, before rounding."""
+    gelu: bool = False
+    """The gate of a feed-forward block is a tanh GELU; otherwise SiLU."""
 
 
 class FamilyModule(Protocol):

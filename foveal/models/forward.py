@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,17 @@ class CompletionLogprobs:
     """True at completion tokens."""
 
 
-def hidden_states(model: nn.Module, batch: RowBatch, features: Sequence[Features]) -> Tensor:
+def hidden_states(
+    model: nn.Module, batch: RowBatch, features: Sequence[Features], keys_values: Any = None
+) -> Tensor:
     """Last hidden states ``[B, L, D]`` of rows whose pictures have the given features.
+
+    Args:
+        model: stock model or its PEFT wrapper.
+        batch: rows, padded on the right.
+        features: of the rows' pictures, in order.
+        keys_values: an empty cache of transformers' kind that is handed each layer's keys and
+            values, or None.
 
     Raises:
         ValueError: if placeholders and features do not match in number.
@@ -89,7 +99,11 @@ def hidden_states(model: nn.Module, batch: RowBatch, features: Sequence[Features
         embeds_BLD = _place(embeds_BLD, batch.image_BL, [main for main, *_ in features])
     inputs = family_of(model).decoder_inputs(model, batch, embeds_BLD, features)
     output = language_model(model)(
-        inputs_embeds=embeds_BLD, use_cache=False, return_dict=True, **inputs
+        inputs_embeds=embeds_BLD,
+        use_cache=keys_values is not None,
+        past_key_values=keys_values,
+        return_dict=True,
+        **inputs,
     )
     return output.last_hidden_state
 

@@ -22,6 +22,8 @@ FAMILY = Family(
     mlp_linears=("gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
     placeholder_fields=("image_token_id", "boi_token_id", "eoi_token_id"),
     fp32_residual=True,
+    norm_adds_one=True,
+    gelu=True,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
@@ -23,3 +24,15 @@ def autocast(model: nn.Module) -> AbstractContextManager[object]:
     if stock.dtype in HALF_TYPES:
         return torch.autocast(stock.device.type, dtype=stock.dtype)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, in the trainer's arithmetic; the mode is put back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(model):
+            yield
+    finally:
+        model.train(training)

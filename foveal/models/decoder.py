@@ -1,0 +1,171 @@
+"""The decoder stack as a list of named parts, and one token a row through it.
+
+Nothing is copied and nothing is replaced: a :class:`Decoder` only names the modules of a loaded
+model, so adapters, quantised layers and updates are whatever they are at the moment of a call.
+``plain_step`` is the specification of faster forms and what runs on a CPU and through quantised
+layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.kernels.decode_fused import rotate_reference
+from foveal.models.family import family_of, final_softcap, language_model, stock_model
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""``attend(layer, q_BHC, k_BKC, v_BKC) -> out_BHC``: writes the cache and attends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer, its modules by what they do."""
+
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    o: nn.Module
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+    before_attention: nn.Module
+    after_attention: nn.Module | None
+    before_mlp: nn.Module
+    after_mlp: nn.Module | None
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
+    window: int
+    """Sliding window in tokens, 0 for none."""
+    rotary: str
+    """Which rotary table: the layer type where a family has several."""
+
+    @property
+    def products(self) -> list[list[nn.Module]]:
+        """Linear layers in groups that share their input."""
+        return [[self.q, self.k, self.v], [self.o], [self.gate, self.up], [self.down]]
+
+
+class Decoder:
+    """The parts of a loaded model that decode.
+
+    Args:
+        model: stock model or its PEFT wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.family = family_of(model).FAMILY
+        stock, stack = stock_model(model), language_model(model)
+        config = stock.config.get_text_config()
+        self.embed: nn.Module = stock.get_input_embeddings()
+        self.head: nn.Module = stock.get_output_embeddings()
+        self.norm: nn.Module = stack.norm
+        self.softcap = final_softcap(model)
+        self.layers = [self._layer(layer, config) for layer in stack.layers]
+        attention = stack.layers[0].self_attn
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = config.num_key_value_heads
+        self.width: int = attention.head_dim
+        self.hidden: int = config.hidden_size
+        self.vocabulary: int = self.head.weight.shape[0]  # pyright: ignore[reportAssignmentType]
+        self.scale = float(attention.scaling)
+        self.score_softcap = float(getattr(attention, "attn_logit_softcapping", None) or 0.0)
+        self.eps = float(config.rms_norm_eps)
+        self.dtype: torch.dtype = stock.dtype
+        self.device: torch.device = stock.device
+        self._rotary: Any = stack.rotary_emb
+
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """Of the residual stream: float32 where it outgrows float16."""
+        wide = self.family.fp32_residual and self.dtype == torch.float16
+        return torch.float32 if wide else self.dtype
+
+    @property
+    def page_elements(self) -> int:
+        """Elements of one token in the cache, all layers."""
+        return len(self.layers) * 2 * self.kv_heads * self.width
+
+    @torch.no_grad()
+    def rotary_tables(self, length: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosines and sines ``[length, C]`` of every kind of layer, from the stock module.
+
+        A decoded token is text: its position is the same along all axes.
+        """
+        x = torch.zeros(1, dtype=self.residual_dtype, device=self.device)
+        position_1T = torch.arange(length, device=self.device)[None]
+        tables = {}
+        for kind in {layer.rotary for layer in self.layers}:
+            if kind:
+                cos, sin = self._rotary(x, position_1T, kind)
+            else:
+                cos, sin = self._rotary(x, position_1T.expand(3, 1, -1))
+            tables[kind] = (cos[0].contiguous(), sin[0].contiguous())
+        return tables
+
+    def _layer(self, layer: Any, config: Any) -> Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        sandwich = hasattr(layer, "pre_feedforward_layernorm")
+        window = getattr(attention, "sliding_window", None)
+        return Layer(
+            q=attention.q_proj,
+            k=attention.k_proj,
+            v=attention.v_proj,
+            o=attention.o_proj,
+            gate=mlp.gate_proj,
+            up=mlp.up_proj,
+            down=mlp.down_proj,
+            before_attention=layer.input_layernorm,
+            after_attention=layer.post_attention_layernorm if sandwich else None,
+            before_mlp=layer.pre_feedforward_layernorm
+            if sandwich
+            else layer.post_attention_layernorm,
+            after_mlp=layer.post_feedforward_layernorm if sandwich else None,
+            q_norm=getattr(attention, "q_norm", None),
+            k_norm=getattr(attention, "k_norm", None),
+            window=int(window or 0),
+            rotary=attention.layer_type if isinstance(config.rope_parameters.get(
+                "full_attention"), dict) else "",
+        )  # fmt: skip
+
+
+def plain_step(
+    decoder: Decoder,
+    token_B: Tensor,
+    rotary: dict[str, tuple[Tensor, Tensor]],
+    position_B: Tensor,
+    attend: Attend,
+) -> Tensor:
+    """Hidden states ``[B, D]`` after the last norm for one token a row, by the stock modules.
+
+    Args:
+        token_B: token ids.
+        rotary: tables of :meth:`Decoder.rotary_tables`.
+        position_B: rotary position of each token.
+        attend: writes keys and values into the cache and attends.
+    """
+    B = token_B.shape[0]
+    x = decoder.embed(token_B).to(decoder.residual_dtype)
+    angles = {kind: (cos[position_B], sin[position_B]) for kind, (cos, sin) in rotary.items()}
+    for number, layer in enumerate(decoder.layers):
+        h = layer.before_attention(x)
+        q, k, v = (
+            module(h).view(B, -1, decoder.width) for module in (layer.q, layer.k, layer.v)
+        )
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k = layer.q_norm(q), layer.k_norm(k)
+        cos, sin = angles[layer.rotary]
+        q, k = rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
+        y = layer.o(attend(number, q, k, v).flatten(1))
+        x = x + (y if layer.after_attention is None else layer.after_attention(y))
+        h = layer.before_mlp(x)
+        act = nn.functional.gelu if decoder.family.gelu else nn.functional.silu
+        options = {"approximate": "tanh"} if decoder.family.gelu else {}
+        y = layer.down(act(layer.gate(h), **options) * layer.up(h))
+        x = x + (y if layer.after_mlp is None else layer.after_mlp(y))
+    return decoder.norm(x)

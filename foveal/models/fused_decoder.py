@@ -1,0 +1,259 @@
+"""One token a row through the decoder, eight launches a layer: the fast form of ``plain_step``.
+
+    norm(residual + parts) -> q,k,v -> rotate, cache -> attend, join -> o
+    norm(residual + parts) -> act(gate) * up -> down
+
+Weights are read from the stock modules where they lie, adapters from their packed copy. Every
+tensor that a launch touches has a fixed address, so the step can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.kernels.decode_attention import PAGE, DecodeAttention, PagedRows
+from foveal.kernels.decode_fused import residual_norm, rotary_cache
+from foveal.kernels.skinny_linear import GatedLinear, SkinnyLinear
+from foveal.models.decoder import Decoder, Layer
+from foveal.models.packed_lora import PackedLora, lora_of
+
+
+def why_not_fused(decoder: Decoder, *, interpreted: bool = False) -> str | None:
+    """The reason why a model cannot take the fused step; None if it can."""
+    if decoder.device.type != "cuda" and not interpreted:
+        return f"the model is on {decoder.device.type}"
+    if decoder.dtype not in (torch.bfloat16, torch.float16):
+        return f"its weights are {str(decoder.dtype).removeprefix('torch.')}"
+    if decoder.width & (decoder.width - 1) or not 16 <= decoder.width <= 256:
+        return f"its heads are {decoder.width} wide, not a power of two from 16 to 256"
+    if decoder.vocabulary < 16 or type(decoder.head) is not nn.Linear:
+        return "its head is no plain linear layer"
+    for layer in decoder.layers:
+        for group in layer.products:
+            for module in group:
+                if lora_of(module) is None:
+                    return f"a {type(module).__name__} layer has to be called as it is"
+    return None
+
+
+@dataclass(slots=True)
+class _Products:
+    """The four products of a layer for a number of rows."""
+
+    qkv: SkinnyLinear
+    o: SkinnyLinear
+    mlp: GatedLinear
+    down: SkinnyLinear
+
+
+class FusedStep:
+    """The step for a fixed number of rows.
+
+    Args:
+        decoder: the model's parts.
+        lora: packed adapters.
+        rows: B.
+        cache_dtype: of the arena.
+        workspace: shared by steps of several sizes, from :func:`workspace_for`.
+        pdl: let a kernel start beside the end of the one before (sm_90).
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        lora: PackedLora,
+        rows: int,
+        cache_dtype: torch.dtype,
+        workspace: Workspace,
+        *,
+        pdl: bool = False,
+    ) -> None:
+        self.decoder, self.rows, self.cache_dtype, self.pdl = decoder, rows, cache_dtype, pdl
+        self.room = workspace
+        self.attention = DecodeAttention(
+            rows, decoder.heads, decoder.kv_heads, decoder.width, cache_dtype, decoder.device
+        )
+        self.layers = [self._products(layer, lora) for layer in decoder.layers]
+        self.head = SkinnyLinear([decoder.head.weight], [None], rows, split=False)  # pyright: ignore
+        layer_elements = 2 * decoder.kv_heads * PAGE * decoder.width
+        self.layer_stride = layer_elements
+        self.page_stride = layer_elements * len(decoder.layers)
+
+    def _products(self, layer: Layer, lora: PackedLora) -> _Products:
+        def given(modules: list[Any]) -> tuple[list[Tensor], list[Any]]:
+            bases = [lora_of(m)[0] for m in modules]  # pyright: ignore[reportOptionalSubscript]
+            return [base.weight for base in bases], [lora.factors(m) for m in modules]  # pyright: ignore
+
+        qkv, o, pair, down = layer.products
+        return _Products(
+            SkinnyLinear(*given(qkv), self.rows),
+            SkinnyLinear(*given(o), self.rows),
+            GatedLinear(*given(pair), self.rows, gelu=self.decoder.family.gelu),
+            SkinnyLinear(*given(down), self.rows),
+        )
+
+    def __call__(
+        self,
+        token_B: Tensor,
+        rotary: dict[str, tuple[Tensor, Tensor]],
+        base_position_B: Tensor,
+        address: Tensor,
+        rows: PagedRows,
+        logits_BV: Tensor,
+    ) -> None:
+        """Write the logits ``[B, V]`` of the next token; keys and values go into the cache."""
+        decoder, room, B = self.decoder, self.room, self.rows
+        norm: dict[str, Any] = {
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+        }  # fmt: skip
+        residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
+        residual.copy_(decoder.embed(token_B))
+        parts: Tensor | None = None
+        after: Tensor | None = None
+        for number, (layer, products) in enumerate(zip(decoder.layers, self.layers, strict=True)):
+            residual_norm(
+                parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
+            )
+            qkv = room.view(products.qkv)
+            products.qkv(h, qkv, pdl=self.pdl)
+            cos, sin = rotary[layer.rotary]
+            rotary_cache(
+                qkv, _biases(layer), _head_norms(layer), cos, sin, q, address,
+                number * self.layer_stride, self.page_stride, rows, base_position_B,
+                kv_heads=decoder.kv_heads, cache_dtype=self.cache_dtype, **norm,
+            )  # fmt: skip
+            self.attention(
+                q, address, number * self.layer_stride, self.page_stride, rows, out,
+                scale=decoder.scale, window=layer.window, softcap=decoder.score_softcap,
+                pdl=self.pdl,
+            )  # fmt: skip
+            parts = room.view(products.o)
+            products.o(out.view(B, -1), parts, pdl=self.pdl)
+            residual_norm(
+                parts, residual, _weight(layer.before_mlp), h,
+                after_D=_optional(layer.after_attention), **norm,
+            )  # fmt: skip
+            act = room.act[:B]
+            products.mlp(h, room.pair_for(products.mlp), act, pdl=self.pdl)
+            parts = room.view(products.down)
+            products.down(act, parts, pdl=self.pdl)
+            after = _optional(layer.after_mlp)
+        residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
+        self.head(h, logits_BV, pdl=self.pdl)
+        if decoder.softcap is not None:
+            logits_BV.copy_(decoder.softcap * torch.tanh(logits_BV / decoder.softcap))
+
+
+    def warm_tasks(
+        self,
+        token_B: Tensor,
+        rotary: dict[str, tuple[Tensor, Tensor]],
+        base_position_B: Tensor,
+        address: Tensor,
+        rows: PagedRows,
+        logits_BV: Tensor,
+    ) -> list[Callable[[], None]]:
+        """Launches that between them compile every kernel of the step; independent of each other.
+
+        Their results are discarded: only layers of different kinds are run, each kernel by itself.
+        """
+        decoder, room, B = self.decoder, self.room, self.rows
+        kinds = {layer.window: (layer, products)
+                 for layer, products in zip(decoder.layers, self.layers, strict=True)}  # fmt: skip
+        norm: dict[str, Any] = {
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+        }  # fmt: skip
+        residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
+        tasks: list[Callable[[], None]] = []
+        layer, products = next(iter(kinds.values()))
+        qkv, o, down = (room.view(x) for x in (products.qkv, products.o, products.down))
+        pair = room.pair_for(products.mlp)
+        weight, after = _weight(layer.before_mlp), _optional(layer.after_mlp)
+        for parts in (None, o, down):
+            tasks.append(
+                partial(residual_norm, parts, residual, weight, h,
+                        after_D=None if parts is None else after, **norm)
+            )  # fmt: skip
+        cos, sin = rotary[layer.rotary]
+        tasks.append(
+            partial(rotary_cache, qkv, _biases(layer), _head_norms(layer), cos, sin, q, address, 0,
+                    self.page_stride, rows, base_position_B, kv_heads=decoder.kv_heads,
+                    cache_dtype=self.cache_dtype, **norm)
+        )  # fmt: skip
+        for window in kinds:
+            tasks.append(
+                partial(self.attention, q, address, 0, self.page_stride, rows, out,
+                        scale=decoder.scale, window=window, softcap=decoder.score_softcap,
+                        pdl=self.pdl)
+            )  # fmt: skip
+        tasks.append(partial(products.qkv, h, qkv, pdl=self.pdl))
+        tasks.append(partial(products.o, out.view(B, -1), o, pdl=self.pdl))
+        tasks.append(partial(products.mlp, h, pair, room.act[:B], pdl=self.pdl))
+        tasks.append(partial(products.down, room.act[:B], down, pdl=self.pdl))
+        tasks.append(partial(self.head, h, logits_BV, pdl=self.pdl))
+        return tasks
+
+
+class Workspace:
+    """Room for what flows between launches, for at most ``rows`` rows."""
+
+    def __init__(self, decoder: Decoder, rows: int) -> None:
+        def empty(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
+            return torch.empty(*shape, dtype=dtype, device=decoder.device)
+
+        inner = lora_of(decoder.layers[0].gate)[0].out_features  # pyright: ignore
+        self.residual = empty(rows, decoder.hidden, dtype=decoder.residual_dtype)
+        self.h = empty(rows, decoder.hidden)
+        self.q = empty(rows, decoder.heads, decoder.width)
+        self.out = empty(rows, decoder.heads, decoder.width)
+        self.act = empty(rows, inner)
+        self._pair: Tensor | None = None
+        self._inner, self._rows = inner, rows
+        self._parts: dict[int, Tensor] = {}
+        self._outgrown: list[Tensor] = []
+        self._empty = empty
+
+    def view(self, product: SkinnyLinear) -> Tensor:
+        """Room for the parts of a product, ``[S, B, N]`` in float32."""
+        size = product.parts * product.rows * product.total
+        # The parts of a product are read by the next kernel, so two products need their own room
+        # only if they differ in width; those of one width never live at the same time.
+        if product.total not in self._parts or self._parts[product.total].numel() < size:
+            if product.total in self._parts:
+                # Captured graphs go on using the old room.
+                self._outgrown.append(self._parts[product.total])
+            self._parts[product.total] = self._empty(size, dtype=torch.float32)
+        return self._parts[product.total][:size].view(product.parts, product.rows, product.total)
+
+    def pair_for(self, product: GatedLinear) -> Tensor:
+        """Room for gate and up side by side, ``[B, 2 N]``, where they are not fused."""
+        if product.fused:
+            return self.act
+        if self._pair is None:
+            self._pair = self._empty(self._rows, 2 * self._inner)
+        return self._pair[: product.rows]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return module.weight  # pyright: ignore[reportReturnType]
+
+
+def _optional(module: nn.Module | None) -> Tensor | None:
+    return None if module is None else _weight(module)
+
+
+def _biases(layer: Layer) -> tuple[Tensor, Tensor, Tensor] | None:
+    found = [lora_of(m)[0].bias for m in (layer.q, layer.k, layer.v)]  # pyright: ignore
+    return None if found[0] is None else tuple(found)  # pyright: ignore[reportReturnType]
+
+
+def _head_norms(layer: Layer) -> tuple[Tensor, Tensor] | None:
+    if layer.q_norm is None or layer.k_norm is None:
+        return None
+    return _weight(layer.q_norm), _weight(layer.k_norm)

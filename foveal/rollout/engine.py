@@ -1,0 +1,323 @@
+"""The rollout engine: the trainer's own weights, each prompt once, one readable cycle.
+
+    work = scheduler.schedule()          who runs, and with which pages       (host)
+    runner.prefill, runner.recompute     prompts into the cache               (device)
+    runner.start, runner.decode          a burst of tokens for every row      (device)
+    scheduler.advance                    who has finished                     (host)
+
+There is no second copy of the weights, no merge and no transfer: a rollout sees the adapter as
+the optimizer left it. The log-probability of each token is taken from the raw logits:
+softmax(logits / temperature) over the whole vocabulary, before penalties, suppression and
+truncation, and is never renormalised. That is the trainer's definition
+(``foveal.models.forward.completion_logprobs``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveal.kernels.philox import row_seed
+from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
+from foveal.models.forward import FeatureCache
+from foveal.models.precision import evaluating
+from foveal.models.state import say, state_of
+from foveal.rollout.backend import OnTokens
+from foveal.rollout.budget import CacheBudget
+from foveal.rollout.pages import PagePool
+from foveal.rollout.runner import MAX_BURST, Drawn, Runner
+from foveal.rollout.sampler import Sampler
+from foveal.rollout.scheduler import Request, Scheduler, Sequence, Work
+from foveal.rollout.stopping import StopRule
+from foveal.rollout.transformers_backend import stop_token_ids
+from foveal.types import Completion, Group, Prompt, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class PromptState:
+    """What the engine keeps with a request."""
+
+    prompt: Prompt
+    base_position: int
+    """Rotary position of the first completion token."""
+    seeds: tuple[int, ...]
+    """Of each completion: its tokens depend on nothing else that is random."""
+
+
+class Engine:
+    """Samples completions; a :class:`foveal.rollout.backend.RolloutBackend`.
+
+    Args:
+        model: stock model or its PEFT wrapper; adapters stay unmerged.
+        tokenizer: decodes completions.
+        features: encoded pictures, shared with the trainer; its own if None.
+        max_rows: most completions decoded at a time; more wait their turn.
+        max_tokens: most tokens of a prompt and of a completion, each.
+        cache_bytes: most bytes of the KV cache; by default what ``gpu_memory_utilization`` of
+            the model's state, or else 0.9, leaves of the GPU.
+        cache_dtype: of the KV cache: the model's type, or ``torch.float8_e4m3fn`` (half the
+            bytes, rounded to 3 bits of mantissa: log-probabilities then differ from the
+            trainer's by what the rounding costs).
+        graphs: capture CUDA graphs.
+        fused: use the fused kernels where the model allows it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        features: FeatureCache | None = None,
+        *,
+        max_rows: int = 128,
+        max_tokens: int | None = None,
+        cache_bytes: int | None = None,
+        cache_dtype: torch.dtype | None = None,
+        graphs: bool = True,
+        fused: bool = True,
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.features = features if features is not None else FeatureCache()
+        self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
+        self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
+        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens or _longest(model)
+        self._runner: Runner | None = None
+        self._scheduler: Scheduler | None = None
+        self._structure: Any = None
+        self._weights: tuple[Any, Tensor] | None = None
+        self._submitted = 0
+        self.timings: dict[str, float] = defaultdict(float)
+        """Seconds of the last rollout by part."""
+
+    # -- the interface
+
+    def generate(
+        self,
+        prompts: Rows[Prompt],
+        n: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Group]:
+        """See :class:`foveal.rollout.backend.RolloutBackend`.
+
+        Raises:
+            ValueError: for several greedy completions of one prompt, which would all be equal; for
+                a prompt or a completion that is too long, or does not fit the cache.
+        """
+        self._check(prompts, n, sampling)
+        if not prompts:
+            return []
+        self.timings = defaultdict(float)
+        with evaluating(self.model):
+            runner = self._ready_runner()
+            requests = [self._request(prompt, n, sampling) for prompt in prompts]
+            scheduler = self._ready_cache(runner, requests)
+            rule = StopRule(self.tokenizer, self.stop_ids, sampling)
+            sampler = Sampler(
+                sampling, placeholder_ids(self.model), runner.decoder.vocabulary, runner.device
+            )
+            for request in requests:
+                scheduler.add(request)
+            first = requests[0].index
+            try:
+                while scheduler.unfinished:
+                    self._cycle(runner, scheduler, sampler, rule, on_tokens, first)
+            except BaseException:
+                # The rows under way are lost; the next call starts from an empty cache.
+                self.standby()
+                raise
+        return [self._group(request, rule) for request in requests]
+
+    def standby(self) -> None:
+        """Free the cache for others to use. The next rollout takes it anew."""
+        self._scheduler = None
+        if self._runner is not None:
+            self._runner.sleep()
+
+    @property
+    def captures(self) -> int:
+        """CUDA graphs captured so far."""
+        return 0 if self._runner is None else self._runner.captures
+
+    # -- the cycle
+
+    def _cycle(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        rule: StopRule,
+        on_tokens: OnTokens | None,
+        first: int,
+    ) -> None:
+        work = scheduler.schedule()
+        with self._timed("prefill"):
+            runner.prefill(work.prefill)
+            runner.recompute(work.recompute)
+            self._advance(scheduler, work.start, runner.start(work.start, sampler), rule,
+                          on_tokens, first)  # fmt: skip
+        rows = [row for row in work.decode if not row.finished]
+        if not rows or not work.steps:
+            return
+        runner.prepare(len(rows))
+        with self._timed("decode"):
+            drawn = runner.decode(rows, work.steps, sampler)
+        with self._timed("host"):
+            self._advance(scheduler, rows, drawn, rule, on_tokens, first)
+
+    def _advance(
+        self,
+        scheduler: Scheduler,
+        rows: Rows[Sequence],
+        drawn: list[Drawn],
+        rule: StopRule,
+        on_tokens: OnTokens | None,
+        first: int,
+    ) -> None:
+        for row, pairs in zip(rows, drawn, strict=True):
+            known = len(row.ids)
+            scheduler.advance(row, pairs, lambda r: rule.ends(r.ids))
+            if on_tokens is not None:
+                on_tokens(row.request.index - first, row.sample, row.ids[known:])
+
+    # -- before it
+
+    def _check(self, prompts: Rows[Prompt], n: int, sampling: SamplingParams) -> None:
+        if n < 1 or (n > 1 and sampling.temperature == 0):
+            raise ValueError(
+                f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
+                "exactly 1 at temperature 0, where all completions of a prompt are equal"
+            )
+        if sampling.max_tokens > self.max_tokens:
+            raise ValueError(
+                f"max_tokens is {sampling.max_tokens}, but the engine was made for completions of "
+                f"at most {self.max_tokens} tokens; lower it, or raise max_seq_length"
+            )
+        for prompt in prompts:
+            if len(prompt.ids) > self.max_tokens:
+                raise ValueError(
+                    f"prompt {prompt.index} has {len(prompt.ids)} tokens, but the engine was made "
+                    f"for at most {self.max_tokens}; leave it out, make its pictures smaller, or "
+                    "raise max_seq_length"
+                )
+
+    def _ready_runner(self) -> Runner:
+        """The runner, with the adapter as it is now."""
+        structure = _structure(self.model)
+        if self._runner is None or structure != self._structure:
+            self.standby()
+            self._structure = structure
+            self._runner = Runner(
+                self.model, self.features, max_rows=self.max_rows, max_tokens=self.max_tokens,
+                **self._options,
+            )  # fmt: skip
+            if self._runner.device.type == "cuda" and self._runner.why_plain is not None:
+                say(f"rollouts call the model's own layers: {self._runner.why_plain}")
+        if self._runner.lora is not None:
+            self._runner.lora.refresh()
+        self._notice_update()
+        return self._runner
+
+    def _notice_update(self) -> None:
+        """Forget prompts and pictures computed with weights that have changed since."""
+        now = _fingerprint(self.model)
+        if self._weights is not None and now[0] == self._weights[0] and torch.equal(
+            now[1], self._weights[1]
+        ):
+            return
+        self._weights = now
+        if self._scheduler is not None:
+            self._scheduler.clear_prefixes()
+        if vision_is_trained(self.model):
+            self.features.clear()
+
+    def _request(self, prompt: Prompt, n: int, sampling: SamplingParams) -> Request:
+        stock = stock_model(self.model)
+        length = len(prompt.ids)
+        positions = family_of(self.model).row_positions(stock.config, prompt, length + 1)
+        seed = sampling.seed
+        if seed is None:
+            seed = int(torch.randint(1 << 62, ()).item())
+        place = self._submitted
+        self._submitted += 1
+        state = PromptState(
+            prompt,
+            int(positions[0, length]),
+            tuple(row_seed(seed, prompt.index, sample) for sample in range(n)),
+        )
+        return Request(
+            index=place,
+            prompt_tokens=length,
+            n=n,
+            max_tokens=sampling.max_tokens,
+            key=(prompt.ids, tuple(image.digest for image in prompt.images)),
+            payload=state,
+        )
+
+    def _ready_cache(self, runner: Runner, requests: Rows[Request]) -> Scheduler:
+        """A cache that holds these requests if the budget allows it; kept if it is there."""
+        wanted = self.budget.pages_wanted(requests, self.max_rows)
+        if self._scheduler is not None and self._scheduler.pool.size >= wanted:
+            return self._scheduler
+        self.standby()
+        pages = self.budget.pages(wanted, runner.page_bytes, runner.device, requests)
+        runner.wake(pages + 1)
+        self._scheduler = Scheduler(
+            PagePool(pages + 1), self.max_rows, MAX_BURST if runner.device.type == "cuda" else 4
+        )
+        return self._scheduler
+
+    # -- after it
+
+    def _group(self, request: Request, rule: StopRule) -> Group:
+        completions = []
+        for sequence in request.sequences:
+            ids, text, reason = rule.finish(sequence.ids, sequence.finished == "stop")
+            completions.append(Completion(ids, text, reason, tuple(sequence.logprobs)))
+        return Group(request.payload.prompt, tuple(completions))
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.timings[part] += time.perf_counter() - begin
+
+
+def _longest(model: nn.Module) -> int:
+    """Tokens of a prompt or a completion where nobody has said: the model's own bound."""
+    own = stock_model(model).config.get_text_config().max_position_embeddings
+    return min(state_of(model).max_seq_length or own, own, 32768)
+
+
+def _structure(model: nn.Module) -> Any:
+    """What captured graphs rely on: which adapters there are, and where the weights lie."""
+    from peft.tuners.lora import LoraLayer
+
+    weights = tuple(p.data_ptr() for p in model.parameters() if not p.requires_grad)
+    adapters = tuple(
+        (name, tuple(layer.r.items()), tuple(layer.active_adapters))
+        for name, layer in stock_model(model).named_modules()
+        if isinstance(layer, LoraLayer)
+    )
+    return weights, adapters
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
+    """Changes when trainable weights do: optimizers move version counters, writes to ``.data``
+    move the norms."""
+    from peft.tuners.lora import LoraLayer
+
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    off = tuple(m.disable_adapters for m in model.modules() if isinstance(m, LoraLayer))
+    counts = tuple(p._version for p in model.parameters() if p.requires_grad)
+    norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
+    return (counts, off), norms
