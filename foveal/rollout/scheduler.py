@@ -243,7 +243,10 @@ class Scheduler:
         """Assert every invariant. For tests: it looks at each row and page."""
         rows = [*self.running, *self.waiting]
         live = {id(row.request): row.request for row in rows}.values()
-        held = [request.prefix for request in live if request.prefix is not None]
+        holders = [request for request in live if request.prefix is not None]
+        head = self.waiting[0].request if self.waiting else None
+        assert all(_runs(request) or request is head for request in holders), "a prompt lies idle"
+        held = [request.prefix for request in holders]
         resident = {id(p): p for p in [*held, *self.prefixes.resident()]}.values()
         owned = [page for owner in [*rows, *resident] for page in owner.pages]
         twice = [page for page, owners in Counter(owned).items() if owners > 1]
@@ -255,7 +258,7 @@ class Scheduler:
         assert len(self.running) <= self.max_rows
         assert all(row.running and row.request.prefix for row in self.running)
         assert all(len(row.pages) >= pages_for(row.cached) for row in self.running)
-        assert not any(row.running or row.pages for row in self.waiting)
+        assert not any(row.running or row.cached or row.pages for row in self.waiting)
         assert not any(row.finished for row in rows)
         order = [(row.request.index, row.sample) for row in rows]
         assert order == sorted(set(order)), "a younger row runs before an older one"
@@ -276,8 +279,8 @@ class Scheduler:
     def _grow(self) -> int:
         """Give the running rows pages for a burst; returns the steps that these are enough for.
 
-        Short of pages, in this order: drop spare prefixes; shorten the burst; drop the prefixes of
-        requests of which no row runs; send back the youngest row.
+        Short of pages, in this order: drop spare prefixes; shorten the burst; drop the prefix of a
+        request of which no row runs; send back the youngest row.
         """
         while True:
             for burst in range(self.max_burst, 0, -1):
@@ -293,7 +296,11 @@ class Scheduler:
         """Let rows in from the head of the queue; returns prompts to prefill, and the rows."""
         prefill: list[Request] = []
         admitted: list[Sequence] = []
-        while self.waiting and len(self.running) < self.max_rows and self._has_room(burst):
+        while self.waiting and len(self.running) < self.max_rows:
+            if not self._fits(self.waiting[0], burst):
+                # Alone it fits the cache: only elders, and the prompts they read, are in its way.
+                assert self.running, "the only row fits the cache, yet finds no room"
+                break
             row = self.waiting.popleft()
             if row.request.prefix is None and self._join_prefix(row.request):
                 prefill.append(row.request)
@@ -303,16 +310,6 @@ class Scheduler:
             admitted.append(row)
             self.counters.recomputed_tokens += row.cached
         return prefill, admitted
-
-    def _has_room(self, burst: int) -> bool:
-        """Whether the head of the queue can run for a burst. If nobody runs, room is made."""
-        while not self._fits(self.waiting[0], burst):
-            if self.running:
-                return False
-            # Alone it fits the cache, so what is in its way is the prompts of others that wait.
-            dropped = self._drop_idle_prefix()
-            assert dropped, "the only row fits the cache, yet finds no room"
-        return True
 
     def _fits(self, row: Sequence, burst: int) -> bool:
         """Whether a waiting row's pages can be had, and one more for each running row that grows.
@@ -354,18 +351,25 @@ class Scheduler:
         row.pages = []
 
     def _drop_idle_prefix(self) -> bool:
-        """Let the youngest request of which no row runs go without its prompt; whether one did."""
-        for row in reversed(self.waiting):
-            request = row.request
-            if request.prefix and not any(other.running for other in request.sequences):
-                self._let_go(request)
-                return True
-        return False
+        """Let a request of which no row runs go without its prompt; whether there was one.
+
+        It can only be the head's. Requests behind it have never run, or were sent back before it;
+        and before a row is sent back, what was idle until then has been dropped.
+        """
+        request = self.waiting[0].request if self.waiting else None
+        if request is None or request.prefix is None or _runs(request):
+            return False
+        self._let_go(request)
+        return True
 
     def _let_go(self, request: Request) -> None:
         assert request.prefix is not None
         self.prefixes.leave(request.prefix)
         request.prefix = None
+
+
+def _runs(request: Request) -> bool:
+    return any(row.running for row in request.sequences)
 
 
 def _missing_pages(row: Sequence, burst: int) -> int:

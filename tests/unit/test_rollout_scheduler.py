@@ -133,6 +133,7 @@ def expect_finished(engine, requests):
     for request in requests:
         assert request.prefix is None and not any(row.pages for row in request.sequences)
         for row in request.sequences:
+            assert row.cached == 0
             stop = engine.stop_lengths.get((request.index, row.sample), request.max_tokens + 1)
             length = min(stop, request.max_tokens)
             assert row.ids == [token(row, place) for place in range(length)]
@@ -281,6 +282,16 @@ def test_the_burst_is_shortened_before_a_row_is_sent_back_and_the_youngest_goes(
     counters = engine.scheduler.counters
     assert (counters.preemptions, counters.recomputed_tokens, counters.prefills) == (1, 4, 1)
     expect_finished(engine, [request])
+
+
+def test_a_row_that_would_take_its_elder_s_next_page_waits(monkeypatch):
+    monkeypatch.setattr(pages, "PAGE", 4)
+    engine = FakeEngine(3, max_rows=2, max_burst=3)
+    engine.add(0, 4, 2, 8)
+    works = engine.run()
+    # A page is free for the second row at once, but then the first would find none.
+    assert [[row.sample for row in work.decode] for work in works] == [[0]] * 3 + [[1]] * 3
+    assert engine.scheduler.counters.preemptions == 0
 
 
 def test_rows_sent_back_return_before_requests_that_never_ran_and_in_their_old_order(monkeypatch):
