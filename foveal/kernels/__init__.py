@@ -1,6 +1,15 @@
 """One operation a file: a torch reference (the specification), faster forms, and the function
 that chooses between them. Nothing here knows a model."""
 
+from foveal.kernels.draw import draw, draw_reference
 from foveal.kernels.head_logprob import head_logprob, head_logprob_reference
+from foveal.kernels.philox import philox_uniform, row_seed
 
-__all__ = ["head_logprob", "head_logprob_reference"]
+__all__ = [
+    "draw",
+    "draw_reference",
+    "head_logprob",
+    "head_logprob_reference",
+    "philox_uniform",
+    "row_seed",
+]
