@@ -2,10 +2,20 @@
 
 TransformersBackend   transformers' own generate: slow, stock, the reference in tests
 ScriptedBackend       completions written down beforehand: tests of everything behind it
+
+``stopping`` says for all of them where a completion ends, and what its text is.
 """
 
-from foveal.rollout.backend import RolloutBackend
+from foveal.rollout.backend import OnTokens, RolloutBackend
 from foveal.rollout.scripted import ScriptedBackend
+from foveal.rollout.stopping import StopRule, TextStream
 from foveal.rollout.transformers_backend import TransformersBackend
 
-__all__ = ["RolloutBackend", "ScriptedBackend", "TransformersBackend"]
+__all__ = [
+    "OnTokens",
+    "RolloutBackend",
+    "ScriptedBackend",
+    "StopRule",
+    "TextStream",
+    "TransformersBackend",
+]

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from foveal.types import Group, Prompt, SamplingParams
+
+OnTokens = Callable[[int, int, list[int]], None]
+"""Called as tokens arrive: place of the prompt among the given ones, number of the sample, and
+the ids that are new. All calls for one sample together give the ids of its completion."""
 
 
 class RolloutBackend(Protocol):
     """Draws completions. Weights are the caller's: an update is seen by the next call."""
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Group]:
         """Sample ``n`` completions for each prompt.
 
         Args:
             prompts: P prompts.
             n: completions of each, at least 1.
             sampling: how tokens are drawn.
+            on_tokens: shown the tokens as they arrive, or all at the end.
 
         Returns:
             P groups in the order of ``prompts``. Placeholder tokens are never among the sampled

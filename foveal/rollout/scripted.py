@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from foveal.rollout.backend import OnTokens
 from foveal.types import Completion, Group, Prompt, SamplingParams
 
 Script = Callable[[Prompt, int], Sequence[str | Sequence[int]]]
@@ -14,7 +15,8 @@ class ScriptedBackend:
     """Answers each prompt with what ``script(prompt, n)`` returns.
 
     A text is tokenised and ended with the stop token; a list of token ids is taken as it stands
-    and counts as truncated unless it ends with the stop token. Both are cut at ``max_tokens``.
+    and counts as truncated unless it ends with the stop token. Both are cut at ``max_tokens``,
+    and at nothing else: the script says where a completion ends.
     """
 
     def __init__(self, script: Script, tokenizer: Any, eos_token_id: int | None = None) -> None:
@@ -22,8 +24,19 @@ class ScriptedBackend:
         self.tokenizer = tokenizer
         self.eos_token_id = tokenizer.eos_token_id if eos_token_id is None else eos_token_id
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
-        return [Group(prompt, self._answers(prompt, n, sampling)) for prompt in prompts]
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Group]:
+        groups = [Group(prompt, self._answers(prompt, n, sampling)) for prompt in prompts]
+        if on_tokens is not None:
+            for place, group in enumerate(groups):
+                for sample, completion in enumerate(group.completions):
+                    on_tokens(place, sample, list(completion.ids))
+        return groups
 
     def _answers(self, prompt: Prompt, n: int, sampling: SamplingParams) -> tuple[Completion, ...]:
         lines = list(self.script(prompt, n))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from foveal.models.family import placeholder_ids, stock_model
 from foveal.models.precision import autocast
+from foveal.rollout.backend import OnTokens
+from foveal.rollout.stopping import StopRule
 from foveal.types import Completion, Group, Prompt, SamplingParams
 
 
@@ -35,7 +37,13 @@ class TransformersBackend:
         self.max_rows = max_rows
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
 
-    def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Group]:
         """See :class:`foveal.rollout.backend.RolloutBackend`.
 
         Raises:
@@ -51,15 +59,23 @@ class TransformersBackend:
         groups: list[Group] = []
         with _inference(self.model), _seeded(sampling.seed, stock_model(self.model).device):
             for start in range(0, len(prompts), per_call):
-                groups += self._groups(prompts[start : start + per_call], n, rows, sampling)
+                part, show = prompts[start : start + per_call], _shifted(on_tokens, start, 0)
+                groups += self._groups(part, n, rows, sampling, show)
         return groups
 
     def _groups(
-        self, prompts: Sequence[Prompt], n: int, rows: int, sampling: SamplingParams
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        rows: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None,
     ) -> list[Group]:
         """Groups of ``n``, a part of each at a time where one alone has more than ``rows``."""
         parts = [
-            self._generate_call(prompts, min(rows, n - done), sampling)
+            self._generate_call(
+                prompts, min(rows, n - done), sampling, _shifted(on_tokens, 0, done)
+            )
             for done in range(0, n, min(rows, n))
         ]
         return [
@@ -68,28 +84,30 @@ class TransformersBackend:
         ]
 
     def _generate_call(
-        self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams
+        self,
+        prompts: Sequence[Prompt],
+        n: int,
+        sampling: SamplingParams,
+        on_tokens: OnTokens | None,
     ) -> list[Group]:
-        from transformers import LogitsProcessorList
+        from transformers import LogitsProcessorList, StoppingCriteriaList
 
         stock = stock_model(self.model)
         recorder = LogprobRecorder(sampling.temperature)
-        stops = sorted({*self.stop_ids, *sampling.stop_token_ids})
-        inputs = left_padded_inputs(stock, prompts, self._pad_id())
+        rule = StopRule(self.tokenizer, self.stop_ids, sampling)
+        watch = RowWatch(rule, len(prompts), n, on_tokens)
         output_BL = stock.generate(
-            **inputs,
-            generation_config=self._config(n, sampling, stops),
+            **left_padded_inputs(stock, prompts, self._pad_id()),
+            generation_config=self._config(n, sampling, sorted(rule.stop_ids)),
             logits_processor=LogitsProcessorList(
                 [recorder, *self._processors(sampling, stock.device)]
             ),
+            stopping_criteria=StoppingCriteriaList([watch]),
         )
-        prompt_length = inputs["input_ids"].shape[1]
-        logprob_BT = recorder.finish(output_BL[:, -1])
+        logprob_BT = recorder.finish(output_BL[:, -1]).tolist()
         completions = [
-            self._completion(ids, logprobs, stops)
-            for ids, logprobs in zip(
-                output_BL[:, prompt_length:].tolist(), logprob_BT.tolist(), strict=True
-            )
+            Completion(*rule.finish(ids, ended), tuple(logprobs[: len(ids)]))
+            for ids, ended, logprobs in zip(watch.ids, watch.ended, logprob_BT, strict=True)
         ]
         return [
             Group(prompt, tuple(completions[i * n : (i + 1) * n]))
@@ -106,7 +124,7 @@ class TransformersBackend:
             num_return_sequences=n,
             do_sample=not greedy,
             repetition_penalty=1.0,
-            eos_token_id=stops,
+            eos_token_id=stops or None,
             pad_token_id=self._pad_id(),
             use_cache=True,
             **draw,
@@ -129,16 +147,6 @@ class TransformersBackend:
         if sampling.repetition_penalty != 1.0:
             processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         return processors
-
-    def _completion(self, ids: list[int], logprobs: list[float], stops: list[int]) -> Completion:
-        end = next((i + 1 for i, token in enumerate(ids) if token in stops), None)
-        kept = ids[:end]
-        return Completion(
-            ids=tuple(kept),
-            text=self.tokenizer.decode(kept, skip_special_tokens=True),
-            stop_reason="length" if end is None else "stop",
-            rollout_logprob=tuple(logprobs[: len(kept)]),
-        )
 
     def _pad_id(self) -> int:
         pad = self.tokenizer.pad_token_id
@@ -171,6 +179,38 @@ class LogprobRecorder:
     def _note(self, ids_B: Tensor) -> None:
         assert self._drawn_from_BV is not None
         self._columns.append(self._drawn_from_BV.gather(-1, ids_B[:, None])[:, 0])
+
+
+class RowWatch:
+    """A stopping criterion that keeps the ids of each row up to its end.
+
+    Rows are those of ``generate``: ``n`` of the first prompt, then ``n`` of the second.
+    """
+
+    def __init__(self, rule: StopRule, prompts: int, n: int, on_tokens: OnTokens | None) -> None:
+        self.rule = rule
+        self.n = n
+        self.on_tokens = on_tokens
+        self.ids: list[list[int]] = [[] for _ in range(prompts * n)]
+        self.ended = [False] * (prompts * n)
+
+    def __call__(self, ids_BL: Tensor, scores: Any, **_: Any) -> Tensor:
+        for row, token in enumerate(ids_BL[:, -1].tolist()):
+            if self.ended[row]:
+                continue
+            self.ids[row].append(token)
+            self.ended[row] = self.rule.ends(self.ids[row])
+            if self.on_tokens is not None:
+                self.on_tokens(row // self.n, row % self.n, [token])
+        return torch.tensor(self.ended, device=ids_BL.device)
+
+
+def _shifted(on_tokens: OnTokens | None, place: int, sample: int) -> OnTokens | None:
+    """For a part of the prompts and samples that begins at ``place`` and ``sample``."""
+    if on_tokens is None:
+        return None
+    show = on_tokens
+    return lambda p, s, ids: show(place + p, sample + s, ids)
 
 
 def stop_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
