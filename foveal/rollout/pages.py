@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-PAGE = 64
-"""Tokens whose keys and values one page holds."""
+from foveal.types import PAGE
 
 SCRATCH = 0
 """The page that padding rows, and rows past their last token, write to. It has no owner."""

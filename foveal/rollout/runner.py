@@ -167,7 +167,10 @@ class Runner:
         if sampler.needs_seen:
             ids = [s.request.payload.prompt.ids for s in sequences]
             seen_BV = seen_rows(ids, logits_BV.shape[1], self.device)
-        token_B, logprob_B = sampler(logits_BV, seed_B, torch.zeros_like(seed_B), seen_BV)
+        uniform_1B = sampler.uniforms(seed_B, torch.zeros_like(seed_B), 1)
+        token_B, logprob_B = sampler(
+            logits_BV, None if uniform_1B is None else uniform_1B[0], seen_BV
+        )
         return [[pair] for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
 
     def decode(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> list[Drawn]:
@@ -182,7 +185,7 @@ class Runner:
         uniform_SB = sampler.uniforms(self._seed[:bucket], first_B, steps)
         for step in range(steps):
             run()
-            drawn_B, _ = sampler.draw(
+            drawn_B, _ = sampler(
                 self.logits[:bucket],
                 None if uniform_SB is None else uniform_SB[step],
                 seen_BV,

@@ -44,11 +44,24 @@ class Sampler:
         never = sorted({*never_ids, *sampling.suppress_token_ids})
         self.suppress_V = _mask(never, vocab_size, device) if never else None
 
+    def uniforms(self, seed_B: Tensor, first_B: Tensor, steps: int) -> Tensor | None:
+        """Random numbers ``[steps, B]`` of the next steps, in one go; None if greedy.
+
+        Args:
+            seed_B: int64 ``[B]``, from :func:`foveal.kernels.philox.row_seed`.
+            first_B: int64 ``[B]``, index of the next token within its completion, from 0.
+            steps: how many tokens each row is going to draw.
+        """
+        if self.sampling.temperature == 0:
+            return None
+        step_SB = first_B[None] + torch.arange(steps, device=first_B.device)[:, None]
+        flat = philox_uniform(seed_B.expand(steps, -1).flatten(), step_SB.flatten())
+        return flat.view(steps, -1)
+
     def __call__(
         self,
         logits_BV: Tensor,
-        seed_B: Tensor,
-        step_B: Tensor,
+        uniform_B: Tensor | None,
         seen_BV: Tensor | None = None,
         out_token_B: Tensor | None = None,
         out_logprob_B: Tensor | None = None,
@@ -60,8 +73,7 @@ class Sampler:
 
         Args:
             logits_BV: final logits, ``[B, V]``.
-            seed_B: int64 ``[B]``, from :func:`foveal.kernels.philox.row_seed`.
-            step_B: int64 ``[B]``, index of the token within its completion, from 0.
+            uniform_B: a row of :meth:`uniforms`.
             seen_BV: bool ``[B, V]`` if ``needs_seen``.
             out_token_B, out_logprob_B: written into if given.
         """
@@ -71,10 +83,9 @@ class Sampler:
                 f"logits have {logits_BV.shape[-1]} words, the sampler was built for "
                 f"{self.vocab_size}; build it with the width of the head"
             )
-        greedy = sampling.temperature == 0
         return draw(
             logits_BV,
-            None if greedy else philox_uniform(seed_B, step_B),
+            uniform_B,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
