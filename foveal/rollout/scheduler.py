@@ -23,9 +23,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from foveal.rollout.pages import PAGE, SCRATCH, PagePool, pages_for
+from foveal.rollout.pages import SCRATCH, PagePool, pages_for
 from foveal.rollout.prefixes import Prefix, PrefixCache
-from foveal.types import StopReason
+from foveal.types import PAGE, StopReason
 
 
 @dataclass(slots=True, eq=False)
@@ -236,7 +236,6 @@ class Scheduler:
             f"{len(self.waiting)} wait"
         )
         self.prefixes.clear()
-        self._previous = []
         assert self.pool.free == self.pool.size, f"pages {sorted(self.pool.taken)} were leaked"
 
     def check(self) -> None:

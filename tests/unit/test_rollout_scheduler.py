@@ -202,11 +202,13 @@ def test_a_prompt_is_computed_once_where_there_is_room():
 
 
 def test_prompts_are_not_kept_when_that_is_switched_off_but_shared_while_in_use():
-    engine = FakeEngine(20, max_rows=4, keep_prefixes=False)
+    # Two pages for the prompt and one for each row: there is no room for it twice.
+    engine = FakeEngine(4, max_rows=4, keep_prefixes=False)
     for index in range(2):
         engine.add(index, 70, 1, 5, "a")
-    assert len(engine.run()[0].prefill) == 1
-    assert engine.scheduler.pool.free == 20
+    work = engine.cycle()
+    assert (len(work.prefill), len(work.start)) == (1, 2)
+    assert engine.scheduler.pool.free == 4
 
 
 def test_weights_that_change_under_live_requests_cut_later_ones_off_from_their_prompts():
