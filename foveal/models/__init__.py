@@ -3,5 +3,6 @@
 family      facts and functions of each supported family
 rows        prompts and completions laid out as a padded batch
 forward     rows -> log-probability of every completion token (the plain pass)
+attention   one attention call a layer in packed vision towers
 load        FastVisionModel: load, adapt, save, merge
 """

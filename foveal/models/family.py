@@ -42,6 +42,8 @@ class Family:
     """Linear layers of feed-forward blocks, in the tower, the projector and the decoder."""
     placeholder_fields: tuple[str, ...]
     """Config fields with the ids that stand for pictures and videos; never sampled."""
+    packed_vision: bool
+    """The tower packs windows and pictures into one sequence and attends inside each."""
     fp32_residual: bool
     """The residual stream outgrows float16 (65,504): keep it in float32 where weights are fp16."""
     norm_adds_one: bool = False

@@ -21,6 +21,7 @@ FAMILY = Family(
     attention_linears=("q_proj", "k_proj", "v_proj", "o_proj", "out_proj"),
     mlp_linears=("gate_proj", "up_proj", "down_proj", "fc1", "fc2"),
     placeholder_fields=("image_token_id", "boi_token_id", "eoi_token_id"),
+    packed_vision=False,
     fp32_residual=True,
     norm_adds_one=True,
     gelu=True,

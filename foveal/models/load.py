@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.models.attention import fast_vision_attention
 from foveal.models.checkpointing import parse_checkpointing, set_checkpointing
 from foveal.models.family import Family, family_module, stock_model
 from foveal.models.lora import ADAPTER_CONFIG, get_peft_model, load_adapter
@@ -58,7 +59,8 @@ def from_pretrained(
         load_in_8bit: the same in int8.
         fast_inference: vLLM rollouts.
         gpu_memory_utilization: part of the GPU that rollouts may take, in (0, 1].
-        attn_implementation: as in transformers.
+        attn_implementation: as in transformers; with "sdpa" the vision tower attends to all
+            windows and pictures in one call a layer (``foveal.models.attention``).
         device: the GPU if there is one.
         trust_remote_code: for the processor; the models are transformers' own.
         revision: branch, tag or commit on the hub.
@@ -106,6 +108,7 @@ def from_pretrained(
         gpu_memory_utilization=gpu_memory_utilization,
     )
     bind_merged_saving(model)
+    fast_vision_attention(model)
     packed = "" if quantisation is None else f", decoder in {quantisation}"
     say(f"{family.model_type} from {where.base} in {_name(dtype)}{packed}: {reason}")
     if fast_inference:

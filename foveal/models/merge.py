@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.models.attention import stock_config
 from foveal.models.family import stock_model
 from foveal.models.precision import HALF_TYPES
 from foveal.models.state import quiet, say, state_of
@@ -208,9 +209,8 @@ def _difference(exact: Tensor, stored: Tensor) -> float:
 
 def _shell(source: Any, dtype: torch.dtype) -> Any:
     """A model without weights that knows how to write a checkpoint of ``source``'s kind."""
-    config = copy.deepcopy(source.config)
     with torch.device("meta"):
-        shell = type(source)(config).to(dtype)
+        shell = type(source)(stock_config(source)).to(dtype)
     # The names that the checkpoint used, where transformers renamed them while loading.
     conversions = getattr(source, "_weight_conversions", None)
     if conversions is not None:

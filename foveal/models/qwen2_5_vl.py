@@ -21,6 +21,7 @@ FAMILY = Family(
     attention_linears=("q_proj", "k_proj", "v_proj", "o_proj", "attn.qkv", "attn.proj"),
     mlp_linears=("gate_proj", "up_proj", "down_proj", "merger.mlp.0", "merger.mlp.2"),
     placeholder_fields=("image_token_id", "video_token_id"),
+    packed_vision=True,
     fp32_residual=False,
 )
 
@@ -29,9 +30,59 @@ def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[
     """One tower call for all pictures; each comes back as ``(features_MD,)``."""
     stock = stock_model(model)
     pixels = torch.cat([image.pixel_values for image in images]).to(stock.device)
-    grid = torch.tensor([image.grid_thw for image in images], device=stock.device)
-    output = stock.model.get_image_features(pixels, grid, return_dict=True)
+    grid_I3 = torch.tensor([image.grid_thw for image in images])
+    index = packed_index(grid_I3, stock.config.vision_config) | window_index(
+        grid_I3, stock.config.vision_config
+    )
+    output = stock.model.get_image_features(
+        pixels, grid_I3, return_dict=True, **index_on(stock.device, index)
+    )
     return [(features_MD,) for features_MD in output.pooler_output]
+
+
+def packed_index(grid_I3: Tensor, config: Any) -> dict[str, Any]:
+    """Where pictures lie in the packed row, as keyword arguments of the stock tower.
+
+    The tower would compute the same on the GPU and read it back, and wait for the GPU each time;
+    computed on the CPU beforehand, nothing waits.
+
+    Args:
+        grid_I3: patches of each picture along time, height and width, on the CPU.
+        config: the vision config.
+    """
+    from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
+    offsets = get_vision_cu_seqlens(grid_I3)
+    return {
+        "cu_seqlens": offsets,
+        "max_seqlen": int(offsets.diff().max()),
+        "position_ids": get_vision_position_ids(grid_I3, config.spatial_merge_size),
+    }
+
+
+def window_index(grid_I3: Tensor, config: Any) -> dict[str, Any]:
+    """The order of patches by window, and where windows lie in it; as :func:`packed_index`."""
+    from transformers.vision_utils import get_vision_window_index
+
+    order, offsets = get_vision_window_index(
+        grid_I3, config.spatial_merge_size, config.window_size, config.patch_size
+    )
+    return {
+        "window_index": order,
+        "cu_window_seqlens": offsets,
+        "max_window_seqlen": int(offsets.diff().max()),
+    }
+
+
+def index_on(device: torch.device, index: dict[str, Any]) -> dict[str, Any]:
+    """``index`` with its tensors on ``device``, copied from pinned memory so that nothing waits."""
+    pinned = device.type == "cuda"
+    return {
+        name: (value.pin_memory() if pinned else value).to(device, non_blocking=pinned)
+        if isinstance(value, Tensor)
+        else value
+        for name, value in index.items()
+    }
 
 
 def row_positions(config: Any, prompt: Prompt, length: int) -> Tensor:

@@ -61,9 +61,11 @@ def test_bf16_is_chosen_and_sampler_agrees_with_trainer(checkpoint):
     assert mean_gap(model, processor) < 0.02
 
 
+@pytest.mark.usefixtures("without_tf32")
 def test_float32_sampler_equals_trainer(checkpoint):
     model, processor = adapted(checkpoint, dtype=torch.float32)
-    assert mean_gap(model, processor) < 1e-5
+    gap = mean_gap(model, processor)
+    assert gap < 1e-5, f"mean |trainer - sampler| is {gap:.3g} nats a token"
 
 
 @needs_bitsandbytes
