@@ -20,8 +20,8 @@ from foveal.kernels.decode_attention import (
     PAGE,
     DecodeAttention,
     PagedRows,
-    decode_attention_reference,
 )
+from foveal.kernels.decode_attention_torch import TorchAttention
 from foveal.kernels.decode_fused import write_cache
 from foveal.models.decoder import Decoder, plain_step
 from foveal.models.forward import FeatureCache
@@ -113,8 +113,9 @@ class Runner:
         d = self.decoder
         shape = (pages, len(d.layers), 2, d.kv_heads, PAGE, d.width)
         self.arena = torch.empty(shape, dtype=self.cache_dtype, device=self.device)
-        # Padding rows read the scratch page: whatever it holds must be numbers.
-        self.arena[0].zero_()
+        # The scratch page is read by padding rows. In torch, hidden values are multiplied by
+        # zero, so everywhere whatever the memory held before must be numbers.
+        (self.arena[0] if self._triton else self.arena).zero_()
         self.address.fill_(self.arena.data_ptr())
 
     def sleep(self) -> None:
@@ -175,7 +176,7 @@ class Runner:
 
     def decode(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> list[Drawn]:
         """Take ``steps`` steps; ``(token, log-probability)`` of each row and step."""
-        bucket = min(b for b in self.buckets if b >= len(sequences))
+        bucket = self._bucket(len(sequences))
         run = self._step(bucket)
         self.tables.fill(sequences, bucket)
         self._seed[: len(sequences)] = torch.tensor([_seed(s) for s in sequences])
@@ -200,6 +201,10 @@ class Runner:
         logprobs = self._logprobs[:steps, :count].tolist()
         return [[(tokens[s][r], logprobs[s][r]) for s in range(steps)] for r in range(count)]
 
+    def _bucket(self, rows: int) -> int:
+        """Rows of the batch with padding: only captured steps need a fixed number."""
+        return min(b for b in self.buckets if b >= rows) if self._triton else rows
+
     def _seen_rows(self, sequences: Rows[Sequence], bucket: int, sampler: Sampler) -> Tensor | None:
         if not sampler.needs_seen:
             return None
@@ -211,6 +216,9 @@ class Runner:
 
     def prepare(self, rows: int) -> None:
         """Compile kernels and capture graphs for every batch of up to ``rows`` rows."""
+        if not self._triton:
+            self._steps.setdefault(rows, self._runnable(rows, None))
+            return
         wanted = [b for b in self.buckets if b <= min(b for b in self.buckets if b >= rows)]
         missing = [b for b in reversed(wanted) if b not in self._steps]
         if not missing:
@@ -283,16 +291,22 @@ class Runner:
         d = self.decoder
         scale, softcap = d.scale, d.score_softcap
         if not self._triton:
+            window = max(layer.window for layer in d.layers)
+            attention: TorchAttention | None = None
 
-            def reference(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            def in_torch(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                nonlocal attention
                 assert self.arena is not None
+                if layer == 0:
+                    attention = TorchAttention(rows, window)
+                assert attention is not None
                 write_cache(self.arena, layer, rows, k, v)
-                return decode_attention_reference(
-                    q, self.arena, layer, rows,
+                return attention(
+                    q, self.arena, layer,
                     scale=scale, window=d.layers[layer].window, softcap=softcap,
                 )  # fmt: skip
 
-            return reference
+            return in_torch
         return _TritonAttend(d, rows, bucket, self.cache_dtype, self.address)
 
     def _attends_in_triton(self) -> bool:

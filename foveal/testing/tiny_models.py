@@ -1,7 +1,7 @@
 """Configurations of the tiny models: each keeps every feature that makes its family special.
 
-Sizes are odd on purpose where the architecture allows it (two key/value heads, unequal widths),
-and depths are the least that show each kind of layer: windowed and full vision attention for
+Sizes are odd on purpose where the architecture allows it (three query heads a key/value head,
+unequal widths), heads are 16 wide, the least that the kernels take, and depths are the least that show each kind of layer: windowed and full vision attention for
 Qwen2.5-VL, deepstack for Qwen3-VL, sliding and global layers for Gemma 3.
 """
 
@@ -79,18 +79,18 @@ def _qwen_token_ids(tokenizer: Any) -> dict[str, Any]:
     return ids
 
 
-def _qwen_text(vocab: int, **extra: Any) -> dict[str, Any]:
+def _qwen_text(vocab: int, width: int, heads: int, **extra: Any) -> dict[str, Any]:
     return dict(
         vocab_size=vocab,
-        hidden_size=TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=80,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         max_position_embeddings=4096,
         bos_token_id=None,
         eos_token_id=None,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
         **extra,
     )
 
@@ -110,13 +110,13 @@ def _tiny_qwen2_5_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         "hidden_size": 32,
         "intermediate_size": 56,
         "num_heads": 2,
-        "out_hidden_size": TEXT_WIDTH,
+        "out_hidden_size": 2 * TEXT_WIDTH,
         "window_size": 56,
         "fullatt_block_indexes": [1],
         "patch_size": 14,
     }
     config = Qwen2_5_VLConfig(
-        text_config=_qwen_text(len(tokenizer)),
+        text_config=_qwen_text(len(tokenizer), width=2 * TEXT_WIDTH, heads=6),
         vision_config=vision,
         tie_word_embeddings=False,
         **_qwen_token_ids(tokenizer),
@@ -142,7 +142,7 @@ def _tiny_qwen3_vl() -> tuple[PreTrainedModel, ProcessorMixin]:
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    text = _qwen_text(len(tokenizer), head_dim=12)
+    text = _qwen_text(len(tokenizer), width=TEXT_WIDTH, heads=4, head_dim=16)
     text["rope_parameters"]["mrope_interleaved"] = True
     config = Qwen3VLConfig(
         text_config=text,
