@@ -197,7 +197,9 @@ def _check(
         ("suppress_V", suppress_V, shape[1:]),
     ):
         if value is not None and list(value.shape) != wanted:
-            raise ValueError(f"{name} has shape {list(value.shape)}; logits of {shape} need {wanted}")
+            raise ValueError(
+                f"{name} has shape {list(value.shape)}; logits of {shape} need {wanted}"
+            )
 
 
 def _written(value_B: Tensor, out_B: Tensor | None) -> Tensor:

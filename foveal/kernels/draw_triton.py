@@ -10,6 +10,8 @@ with the second a suppressed word of a huge logit cannot push all allowed weight
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -18,6 +20,7 @@ from torch import Tensor
 BLOCK_WORDS = 4096
 STATS = 4
 """Rows of the float32 workspace: maximum and sum of weights, of all and of allowed words."""
+LAUNCH: dict[str, Any] = {"num_warps": 8}
 
 
 @triton.jit
@@ -79,12 +82,12 @@ def block_stats_kernel(
 
 
 @triton.jit
-def _first_above(weight, target, place, END: tl.constexpr):
+def _first_above(weight, target, place, end):
     """First place of positive weight where the running sum exceeds ``target``, else the last one
     of positive weight; and the running sum before it."""
     running = tl.cumsum(weight, 0)
     positive = weight > 0
-    first = tl.min(tl.where(positive & (running > target), place, END), 0)
+    first = tl.min(tl.where(positive & (running > target), place, end), 0)
     last = tl.max(tl.where(positive, place, 0), 0)
     chosen = tl.minimum(first, last)
     before = tl.sum(tl.where(place == chosen, running - weight, 0.0), 0)
@@ -143,7 +146,7 @@ def pick_kernel(
         x = _scaled(logits_ptr, row * row_stride + word, mask, temperature)
         weight = _weights(_allowed(x, suppress_ptr, word, mask), chosen_maximum).to(tl.float64)
         token, _ = _first_above(weight, (target - before) / chosen_scale, word, 2147483647)
-    token = tl.minimum(tl.maximum(token, 0), words - 1)
+    token = tl.minimum(token, words - 1)  # NaN may have left a place beyond the mask
     logit = tl.load(logits_ptr + row * row_stride + token).to(tl.float32)
     logprob = tl.div_rn(logit, temperature) - maximum - log_total
     tl.store(token_ptr + row * token_stride, token.to(tl.int64))
@@ -175,6 +178,7 @@ def draw_triton(
     greedy = temperature == 0
     best = torch.empty(rows, blocks, dtype=torch.int32, device=device) if greedy else None
     divisor = float(temperature) or 1.0
+    constants: dict[str, Any] = {"GREEDY": greedy, "BLOCK": BLOCK_WORDS, **LAUNCH}
     block_stats_kernel[(rows, blocks)](
         logits_BV,
         suppress_V,
@@ -183,10 +187,9 @@ def draw_triton(
         logits_BV.stride(0),
         words,
         divisor,
-        GREEDY=greedy,
-        BLOCK=BLOCK_WORDS,
-        num_warps=8,
+        **constants,
     )
+    constants |= {"BLOCKS": triton.next_power_of_2(blocks)}
     pick_kernel[(rows,)](
         logits_BV,
         suppress_V,
@@ -201,10 +204,7 @@ def draw_triton(
         words,
         blocks,
         divisor,
-        GREEDY=greedy,
-        BLOCK=BLOCK_WORDS,
-        BLOCKS=triton.next_power_of_2(blocks),
-        num_warps=8,
+        **constants,
     )
     return out_token_B, out_logprob_B
 
@@ -226,7 +226,8 @@ def philox_uniform_triton(seed_B: Tensor, step_B: Tensor) -> Tensor:
     """``philox_uniform`` in one launch."""
     rows = seed_B.shape[0]
     uniform_B = torch.empty(rows, dtype=torch.float32, device=seed_B.device)
+    constants: dict[str, Any] = {"BLOCK": 256, **LAUNCH}
     philox_uniform_kernel[(triton.cdiv(rows, 256),)](
-        seed_B.contiguous(), step_B.contiguous(), uniform_B, rows, BLOCK=256, num_warps=4
+        seed_B.contiguous(), step_B.contiguous(), uniform_B, rows, **constants
     )
     return uniform_B

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from foveal.types import SamplingParams
 WORDS = 40
 
 
-def sampler(never_ids=(), words=WORDS, **settings):
+def sampler(never_ids=(), words=WORDS, **settings: Any):
     return Sampler(SamplingParams(max_tokens=8, **settings), never_ids, words, "cpu")
 
 
@@ -78,7 +80,13 @@ def test_each_setting_reaches_the_draw():
     """A setting that is dropped on the way leaves more than one word, or the likeliest one."""
     logits_BV = torch.linspace(1.0, 4.0, WORDS).expand(500, -1)
     step_B = torch.arange(500)
-    for settings in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 0.999}, {"temperature": 1e-3}):
+    each: list[dict[str, Any]] = [
+        {"top_k": 1},
+        {"top_p": 1e-6},
+        {"min_p": 0.999},
+        {"temperature": 1e-3},
+    ]
+    for settings in each:
         token_B, _ = sampler(**settings)(logits_BV, torch.zeros_like(step_B), step_B)
         assert set(token_B.tolist()) == {WORDS - 1}, settings
     seen_BV = seen_rows([[WORDS - 1]] * 500, WORDS, "cpu")

@@ -103,6 +103,15 @@ def ties_go_to_the_first_word():
     assert token_B.tolist() == [BLOCK_WORDS + 9] * 2
 
 
+def edges_belong_to_the_word_above():
+    """Between words, and between blocks; all sums here are exact."""
+    logits_BV = torch.zeros(5, 4 * BLOCK_WORDS)
+    uniform_B = torch.tensor([0.0, 0.25, 0.25 - 2**-24, 0.5 + 3 / (4 * BLOCK_WORDS), HIGHEST])
+    token_B, _ = draw_triton(logits_BV, uniform_B, temperature=1.0)
+    quarter, end = BLOCK_WORDS, 4 * BLOCK_WORDS
+    assert token_B.tolist() == [0, quarter, quarter - 1, 2 * quarter + 3, end - 1]
+
+
 def strided_rows_and_columns():
     """Rows apart in memory, words apart in memory, results into columns of a table."""
     wide_BV = logits(4, 2 * BLOCK_WORDS, torch.float32, 3)
@@ -153,6 +162,7 @@ if __name__ == "__main__":
     whole_blocks_without_a_word()
     suppressed_word_of_a_huge_logit()
     ties_go_to_the_first_word()
+    edges_belong_to_the_word_above()
     strided_rows_and_columns()
     rows_without_a_meaning_stay_in_the_vocabulary()
     philox_is_the_reference_bit_by_bit()
