@@ -3,7 +3,8 @@
     python benchmarks/tables.py            # rewrite
     python benchmarks/tables.py --check    # exit 1 if a document is out of date
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``.
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``. One whose measurements are
+not there yet says so.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
-DOCUMENTS = ("README.md",)
+DOCUMENTS = ("README.md", "docs/performance.md")
+NOT_MEASURED = "Not measured yet."
+_ABSENT = "-"
 _BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Records = list[dict[str, Any]]
@@ -44,7 +47,41 @@ def _demo_row(name: str, before: float, after: float, r: dict[str, Any]) -> str:
     return f"| {name} | {before:.1%} | {after:.1%} | {r['steps']:.0f} | {r['seconds']:.0f} |"
 
 
-TABLES: dict[str, Callable[[Records], str]] = {"demo": demo_table}
+def rollout_table(records: Records) -> str:
+    lines = [
+        "| model, prompts x completions | system | seconds | tokens/s | times the floor "
+        "| GiB above the weights | log-probability difference, mean / max |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        difference = r["logprob_difference"]
+        cells = [
+            r["case"],
+            r["system"],
+            f"{r['seconds']:.1f}",
+            f"{r['tokens_per_second']:,.0f}",
+            _number(r["ratio_to_floor"], ".2f"),
+            _number(r["peak_gib"], ".1f"),
+            f"{difference['mean']:.1e} / {difference['max']:.1e}" if difference else _ABSENT,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_origins(records)])
+
+
+def _number(value: float | None, form: str) -> str:
+    return _ABSENT if value is None else format(value, form)
+
+
+def _origins(records: Records) -> list[str]:
+    """Where records come from, each origin once."""
+    lines = [
+        f"`{r['command']}` on {r['card']}, torch {r['versions']['torch']}, commit {r['commit']}."
+        for r in records
+    ]
+    return list(dict.fromkeys(lines))
+
+
+TABLES: dict[str, Callable[[Records], str]] = {"demo": demo_table, "rollout": rollout_table}
 
 
 def render(document: str) -> str:
@@ -52,8 +89,9 @@ def render(document: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match.group(2)
-        records = json.loads((RESULTS / f"{name}.json").read_text())
-        return f"{match.group(1)}{TABLES[name](records)}\n{match.group(3)}"
+        path = RESULTS / f"{name}.json"
+        shown = TABLES[name](json.loads(path.read_text())) if path.exists() else NOT_MEASURED
+        return f"{match.group(1)}{shown}\n{match.group(3)}"
 
     return _BLOCK.sub(table, document)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 from tests.conftest import REPOSITORY
 
@@ -31,3 +32,27 @@ def test_a_changed_measurement_changes_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     text = (REPOSITORY / "README.md").read_text()
     assert module.render(text) != text
+
+
+def test_a_measurement_that_is_not_there_is_not_invented(tmp_path, monkeypatch):
+    module = load_tables()
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    block = "<!-- table: rollout -->\n{}\n<!-- end -->"
+    assert module.render(block.format("old")) == block.format(module.NOT_MEASURED)
+    record = {
+        "case": "a case",
+        "system": "engine",
+        "seconds": 12.34,
+        "tokens_per_second": 3456.7,
+        "ratio_to_floor": None,
+        "peak_gib": 1.26,
+        "logprob_difference": {"mean": 0.00123, "max": 0.0456, "tokens": 9},
+        "command": "a command",
+        "card": "a card",
+        "versions": {"torch": "1.0"},
+        "commit": "abc",
+    }
+    (tmp_path / "rollout.json").write_text(json.dumps([record, record]))
+    table = module.render(block.format("old"))
+    assert "| a case | engine | 12.3 | 3,457 | - | 1.3 | 1.2e-03 / 4.6e-02 |" in table
+    assert table.count("`a command` on a card, torch 1.0, commit abc.") == 1

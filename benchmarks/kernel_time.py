@@ -1,0 +1,83 @@
+"""Where the time of a decode step goes, kernel by kernel (on a CPU: operator by operator)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import torch
+
+GROUPS = {
+    "attention": r"flash|fmha|attention|attn|decode_part|combine",
+    "norms": r"norm|rsqrt|rms",
+    "rotary and cache": r"rotary|rope|cache|index_put|index_copy|scatter|catarray|aten::cat",
+    "sampling": r"sampl|softmax|argmax|topk|sort|multinomial|exponential|philox|gather|gumbel",
+    "matrix products": r"gemm|gemv|nvjet|cutlass|cublas|splitk|matmul|linear|lora|aten::\w*mm",
+}
+"""Group -> pattern in a kernel's name; the first that is found counts, the rest is "other"."""
+
+
+def group_of(kernel: str) -> str:
+    found = (group for group, pattern in GROUPS.items() if re.search(pattern, kernel.lower()))
+    return next(found, "other")
+
+
+def decode_kernels(
+    generate: Callable[[int], object], device: torch.device, *, few: int = 4, many: int = 24
+) -> dict[str, float]:
+    """Milliseconds of each kernel in one decode step, the longest first.
+
+    Two rollouts of different length are taken apart: pictures and prompts cost the same in both,
+    so the difference is ``many - few`` steps of decoding and nothing else.
+
+    Args:
+        generate: runs a rollout of so many tokens.
+        device: where.
+        few: tokens of the shorter rollout.
+        many: tokens of the longer one.
+    """
+    generate(few)
+    short, long = (_kernel_times(generate, tokens, device) for tokens in (few, many))
+    steps = many - few
+    per_step = {
+        name: (milliseconds - short.get(name, (0, 0.0))[1]) / steps
+        for name, (calls, milliseconds) in long.items()
+        # What is not called more often belongs to pictures and prompts: its difference is noise.
+        if calls > short.get(name, (0, 0.0))[0]
+    }
+    return dict(sorted(per_step.items(), key=lambda item: -item[1]))
+
+
+def grouped(kernels: dict[str, float]) -> dict[str, float]:
+    """Sums of milliseconds by group, every group present."""
+    sums = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for name, milliseconds in kernels.items():
+        sums[group_of(name)] += milliseconds
+    return sums
+
+
+def print_kernels(kernels: dict[str, float], top: int = 25) -> None:
+    print(f"ms a step, {sum(kernels.values()):.3f} in all:")
+    for name, milliseconds in list(kernels.items())[:top]:
+        print(f"  {milliseconds:8.3f}  {group_of(name):16}  {name[:100]}")
+    for group, milliseconds in grouped(kernels).items():
+        print(f"  {milliseconds:8.3f}  {group}", flush=True)
+
+
+def _kernel_times(
+    generate: Callable[[int], object], tokens: int, device: torch.device
+) -> dict[str, tuple[int, float]]:
+    """Calls and milliseconds of each kernel in a rollout."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        generate(tokens)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    events = seen.key_averages()
+    if on_gpu:
+        kernels = [e for e in events if e.device_type == DeviceType.CUDA]
+        return {e.key: (e.count, e.self_device_time_total / 1e3) for e in kernels}
+    return {e.key: (e.count, e.self_cpu_time_total / 1e3) for e in events}
