@@ -59,7 +59,11 @@ class TorchAttention:
         # Prompt parts from chunks back to rows.
         rows = (x.view(X, K, R, G, -1).transpose(1, 2).flatten(0, 1)[self._live]
                 for x in (out_XKQC, top_XKQ, sum_XKQ))  # fmt: skip
-        out, top, total = (torch.empty_like(x).index_copy_(0, self._row_of_live, x) for x in rows)
+        # A row without a prompt (padding) has a part of no weight.
+        out, top, total = (
+            x.new_full((B, *x.shape[1:]), empty).index_copy_(0, self._row_of_live, x)
+            for x, empty in zip(rows, (0.0, -1e30, 0.0), strict=True)
+        )
         own_out, own_top, own_total = _attend(q_BKGC, arena, layer, own, softcap)
         own_top, own_total = own_top[..., None], own_total[..., None]
         # Joined by their log-sum-exp (arXiv:2402.05099).
