@@ -94,6 +94,22 @@ def test_a_stop_string_of_words_and_bytes_is_found():
     assert end_of(tokens, rule(" ab", tokenizer=PIECES)) == 1
 
 
+@pytest.mark.parametrize("longer", ["x" * n for n in range(1, 9)])
+def test_a_window_that_begins_inside_a_character_does_not_hide_what_follows(longer):
+    tokens = [*"漢漢漢漢😀é".encode()]
+    assert end_of(tokens, rule("é", longer, tokenizer=PIECES)) == len(tokens)
+    assert end_of(tokens, rule("漢😀é", longer, tokenizer=PIECES)) == len(tokens)
+
+
+def test_a_token_with_the_end_of_a_character_and_the_begin_of_a_stop_string_counts():
+    vocab = {"Ã": 0, "©a": 1, "b": 2}  # bytes C3, A9 61, 62 in the alphabet of byte-level BPE
+    backend = Tokenizer(BPE(vocab=vocab, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.decode([0, 1, 2]) == "éab"
+    assert end_of([0, 1, 2], rule("ab", tokenizer=tokenizer)) == 3
+
+
 # -- TextStream
 
 
