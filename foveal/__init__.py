@@ -15,6 +15,7 @@ train it on rewards:
         args=GRPOConfig(output_dir="run", importance_sampling_level="sequence"),
     )
     trainer.train()
+    model.fast_generate({"problem": "How many dogs?", "image": "park.jpg"})
 
 Everything runs on a CPU as well, with a model of random weights that needs no download:
 
@@ -33,16 +34,18 @@ from typing import TYPE_CHECKING, Any
 from foveal._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from foveal.models.load import FastVisionModel
+    from foveal.fast_model import FastVisionModel
     from foveal.train.config import GRPOConfig
     from foveal.train.trainer import GRPOTrainer
+    from foveal.types import SamplingParams
 
-__all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer"]
+__all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer", "SamplingParams"]
 
 _HOMES = {
-    "FastVisionModel": "foveal.models.load",
+    "FastVisionModel": "foveal.fast_model",
     "GRPOConfig": "foveal.train.config",
     "GRPOTrainer": "foveal.train.trainer",
+    "SamplingParams": "foveal.types",
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``foveal demo | train | eval | doctor | version``.
+"""The command line: ``foveal demo | train | eval | chat | doctor | version``.
 
 Torch is loaded inside the commands that compute, so that help and messages come at once.
 """
@@ -155,7 +155,7 @@ def evaluate(
             "above 0 for more than 1, because greedy answers are all the same"
         )
     from foveal.evaluate import evaluate as evaluate_model
-    from foveal.models.load import FastVisionModel
+    from foveal.fast_model import FastVisionModel
 
     settings = {"num_generations": n, "temperature": temperature, "seed": seed}
     policy, processor = FastVisionModel.from_pretrained(model, load_in_4bit=load_in_4bit)
@@ -191,6 +191,32 @@ def _write_json(path: Path, about: dict[str, Any], result: Evaluation) -> None:
     whole = {**about, "foveal": foveal.__version__, **counts, "rewards": means}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: folder or hub id.")],
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture for the first message; may be repeated.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter.")] = None,
+    ask: Annotated[str | None, typer.Option(help="Answer this question and end.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As in training.")] = False,
+) -> None:
+    """Ask a model about pictures."""
+    sampling = foveal.SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    from foveal.chat import run_chat
+
+    run_chat(
+        model,
+        images=image or (),
+        adapter=adapter,
+        sampling=sampling,
+        load_in_4bit=load_in_4bit,
+        ask=ask,
+    )
 
 
 @app.command()

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from foveal.evaluate import Evaluation, evaluate
+from foveal.fast_model import FastVisionModel
 from foveal.memory import peak_bytes
-from foveal.models.load import FastVisionModel
 from foveal.report import summary_table, versions, write_summary
 from foveal.tasks import dataset, shapes_reward
 from foveal.train import GRPOConfig, GRPOTrainer

@@ -9,9 +9,10 @@ from rich.progress import track
 from torch import nn
 
 from foveal.data import PromptBuilder, RowSource, load_rows
+from foveal.generate import backend_of
 from foveal.models.family import stock_model
 from foveal.rewards.call import RewardCaller
-from foveal.rollout import RolloutBackend, TransformersBackend
+from foveal.rollout import RolloutBackend
 from foveal.train.window import reward_groups
 from foveal.types import SamplingParams
 
@@ -57,13 +58,13 @@ def evaluate(
         max_completion_length: tokens of an answer.
         batch_size: prompts answered at once.
         seed: of the sampling; the global random state is left as it was.
-        backend: where answers come from; transformers' generate if None.
+        backend: where answers come from; ``foveal.generate.backend_of`` if None.
         show_progress: draw a bar.
     """
     rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
     builder = PromptBuilder(processor, image_token_id=stock_model(model).config.image_token_id)
     caller = RewardCaller(reward_funcs)
-    answers = backend or TransformersBackend(model, processor.tokenizer)
+    answers = backend or backend_of(model, processor)
     rewards_BF: list[list[float]] = []
     starts: Any = range(0, len(rows), batch_size)
     for start in track(starts, description="evaluating", disable=not show_progress):

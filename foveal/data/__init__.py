@@ -15,12 +15,14 @@ Four steps, one file each, each usable alone:
                 (``messages``: where the pictures go)
     images      PIL, path, URL, bytes, base64 -> an upright RGB picture
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
+                (``forms``: prompts as they are typed, for generation)
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
 
 from foveal.data.columns import FORMATS, NormalRow, detect_format, normalise_row
 from foveal.data.datasets import RowSource, load_rows
+from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.images import MIN_SIDE, load_image
 from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
 
@@ -37,4 +39,6 @@ __all__ = [
     "PromptTooLong",
     "survey",
     "describe_dropped",
+    "PromptReader",
+    "list_prompts",
 ]

@@ -18,6 +18,7 @@ from foveal.data.messages import with_system_prompt
 from foveal.types import ImageInput, Prompt
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 __all__ = ["PromptBuilder", "PromptTooLong", "describe_dropped", "survey"]
@@ -98,12 +99,32 @@ class PromptBuilder:
                 its placeholders and picture tokens differ in number.
         """
         messages = with_system_prompt(row.messages, self.system_prompt)
-        inputs = self._process(messages, row, index)
-        ids = tuple(inputs["input_ids"][0].tolist())
-        images = self._split_images(inputs, len(row.images), index)
-        self._check_placeholders(ids, images, index)
-        self._check_length(len(ids), index)
+        ids, images = self._process(self._render(messages, index), row.images, index)
         return Prompt(index=index, ids=ids, images=images, messages=messages, columns=row.columns)
+
+    def build_text(self, text: str, pictures: list[Image.Image], index: int) -> Prompt:
+        """Tokenises a text that has been through the chat template, as it stands.
+
+        Args:
+            text: with one placeholder of the family for each picture, not yet expanded.
+            pictures: RGB, in the order of their placeholders.
+            index: number of the prompt, for the error messages.
+
+        Raises:
+            PromptTooLong, ValueError: as ``build``.
+        """
+        video = getattr(self.processor, "video_token", None)
+        if video and video in text:
+            raise ValueError(
+                f"row {index}: the text holds {video!r}, and only pictures are supported. Give "
+                f"frames as images."
+            )
+        ids, images = self._process(text, pictures, index)
+        return Prompt(index=index, ids=ids, images=images, messages=[])
+
+    def render(self, content: list[dict[str, Any]]) -> str:
+        """The chat template's text for one user message, up to where the policy begins."""
+        return self._render([{"role": "user", "content": content}], 0)
 
     def length(self, row: NormalRow, index: int) -> int:
         """Number of tokens that ``build`` would give, without processing pixels.
@@ -131,18 +152,24 @@ class PromptBuilder:
         except ValueError as error:
             raise _refused(index, error) from error
 
-    def _process(self, messages: list[dict[str, Any]], row: NormalRow, index: int) -> Any:
-        text = self._render(messages, index)
-        self._check_markers(text.count(self._marker), len(row.images), index)
+    def _process(
+        self, text: str, pictures: list[Image.Image], index: int
+    ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
+        self._check_markers(text.count(self._marker), len(pictures), index)
         try:
-            return self.processor(
+            inputs = self.processor(
                 text=[text],
-                images=[row.images] if row.images else None,
+                images=[pictures] if pictures else None,
                 return_tensors="pt",
                 **self._tokenizer_options(text),
             )
         except ValueError as error:
             raise _refused(index, error) from error
+        ids = tuple(inputs["input_ids"][0].tolist())
+        images = self._split_images(inputs, len(pictures), index)
+        self._check_placeholders(ids, images, index)
+        self._check_length(len(ids), index)
+        return ids, images
 
     def _tokenizer_options(self, text: str) -> dict[str, Any]:
         # Gemma's template writes <bos> and its tokenizer would add a second one.
@@ -172,8 +199,9 @@ class PromptBuilder:
     def _check_markers(self, num_markers: int, num_images: int, index: int) -> None:
         if num_markers != num_images:
             raise ValueError(
-                f"row {index}: the chat template wrote {num_markers} picture placeholder(s) for "
-                f"{num_images} picture(s). Use a template that writes one for each image part."
+                f"row {index}: the prompt has {num_markers} picture placeholder(s) "
+                f"({self._marker}) for {num_images} picture(s). Write one for each picture, or use "
+                f"a chat template that does."
             )
 
     def _check_placeholders(

@@ -63,6 +63,81 @@ def _attend(
 
 
 @triton.jit
+def _prefix_program(
+    q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, cached_ptr, prompt_length_ptr,
+    item_ptr, item_count_ptr, chunk_rows_ptr, chunk_table_ptr, table_stride, scale, softcap,
+    head, program,
+    KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_T: tl.constexpr, CHUNK_ROWS: tl.constexpr, QUERIES: tl.constexpr,
+    PROGRAMS: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    at_c = tl.arange(0, C)
+    at_q = tl.arange(0, QUERIES)
+    place = at_q // RATIO
+    for item in range(program, tl.load(item_count_ptr), PROGRAMS):
+        chunk = tl.load(item_ptr + item * 4)
+        from_t = tl.load(item_ptr + item * 4 + 1)
+        to_t = tl.load(item_ptr + item * 4 + 2)
+        slot = tl.load(item_ptr + item * 4 + 3)
+        row = tl.load(chunk_rows_ptr + chunk * CHUNK_ROWS + place, mask=place < CHUNK_ROWS,
+                      other=-1)  # fmt: skip
+        real = row >= 0
+        query = (row * KV + head) * RATIO + at_q % RATIO
+        q = tl.load(q_ptr + query[:, None] * C + at_c[None, :], mask=real[:, None], other=0.0)
+        lowest = tl.zeros((QUERIES,), tl.int32)
+        if WINDOW > 0:
+            position = tl.load(cached_ptr + row, mask=real, other=0)
+            position += tl.load(prompt_length_ptr + row, mask=real, other=0)
+            lowest = position - WINDOW + 1
+            first = tl.min(tl.where(real, lowest, 2147483647))
+            from_t = tl.maximum(from_t, first // BLOCK_T * BLOCK_T)
+        out, lse = _attend(
+            q, cache_ptr, chunk_table_ptr + chunk * table_stride, v_offset, from_t, to_t,
+            lowest, page_stride, scale, softcap, QUERIES, C, PAGE, BLOCK_T, WINDOW, SOFTCAP,
+        )  # fmt: skip
+        where = query * SLOTS + SUFFIX_SPLITS + slot
+        tl.store(part_ptr + where[:, None] * C + at_c[None, :], out, mask=real[:, None])
+        tl.store(lse_ptr + where, lse, mask=real)
+
+
+@triton.jit
+def _suffix_program(
+    q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, suffix_table_ptr, cached_ptr,
+    table_stride, scale, softcap, head, row, split,
+    KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK_T: tl.constexpr, QUERIES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+):  # fmt: skip
+    at_c = tl.arange(0, C)
+    at_q = tl.arange(0, QUERIES)
+    real = at_q < RATIO
+    query = (row * KV + head) * RATIO + at_q
+    cached = tl.load(cached_ptr + row)
+    lowest = tl.zeros((QUERIES,), tl.int32)
+    first = 0
+    if WINDOW > 0:
+        lowest += cached - WINDOW + 1
+        first = tl.maximum(cached - WINDOW + 1, 0) // BLOCK_T
+    blocks = tl.cdiv(cached + 1, BLOCK_T) - first
+    share = tl.cdiv(blocks, SPLITS)
+    from_t = (first + split * share) * BLOCK_T
+    to_t = tl.minimum(from_t + share * BLOCK_T, cached + 1)
+    where = query * SLOTS + split
+    if from_t < to_t:
+        q = tl.load(q_ptr + query[:, None] * C + at_c[None, :], mask=real[:, None], other=0.0)
+        out, lse = _attend(
+            q, cache_ptr, suffix_table_ptr + row * table_stride, v_offset, from_t, to_t,
+            lowest, page_stride, scale, softcap, QUERIES, C, PAGE, BLOCK_T, WINDOW, SOFTCAP,
+        )  # fmt: skip
+        tl.store(part_ptr + where[:, None] * C + at_c[None, :], out, mask=real[:, None])
+        tl.store(lse_ptr + where, lse, mask=real)
+    else:
+        nothing = tl.full((QUERIES,), float("-inf"), tl.float32)
+        tl.store(lse_ptr + where, nothing, mask=real)
+
+
+@triton.jit
 def parts_kernel(
     q_ptr, part_ptr, lse_ptr, address_ptr, layer_offset, page_stride, v_offset,
     suffix_table_ptr, cached_ptr, prompt_length_ptr,
@@ -80,64 +155,22 @@ def parts_kernel(
         gdc_wait()
     cache_ptr = tl.load(address_ptr).to(tl.pointer_type(CACHE))
     cache_ptr = tl.multiple_of(cache_ptr, 16) + layer_offset + head * PAGE * C
-    at_c = tl.arange(0, C)
     if program < PREFIX_PROGRAMS:
-        at_q = tl.arange(0, CHUNK_QUERIES)
-        for item in range(program, tl.load(item_count_ptr), PREFIX_PROGRAMS):
-            chunk = tl.load(item_ptr + item * 4)
-            from_t = tl.load(item_ptr + item * 4 + 1)
-            to_t = tl.load(item_ptr + item * 4 + 2)
-            slot = tl.load(item_ptr + item * 4 + 3)
-            place = at_q // RATIO
-            row = tl.load(chunk_rows_ptr + chunk * CHUNK_ROWS + place, mask=place < CHUNK_ROWS,
-                          other=-1)  # fmt: skip
-            real = row >= 0
-            query = (row * KV + head) * RATIO + at_q % RATIO
-            q = tl.load(q_ptr + query[:, None] * C + at_c[None, :], mask=real[:, None], other=0.0)
-            lowest = tl.zeros((CHUNK_QUERIES,), tl.int32)
-            if WINDOW > 0:
-                position = tl.load(cached_ptr + row, mask=real, other=0)
-                position += tl.load(prompt_length_ptr + row, mask=real, other=0)
-                lowest = position - WINDOW + 1
-                first = tl.min(tl.where(real, lowest, 2147483647))
-                from_t = tl.maximum(from_t, first // BLOCK_T * BLOCK_T)
-            out, lse = _attend(
-                q, cache_ptr, chunk_table_ptr + chunk * table_stride, v_offset, from_t, to_t,
-                lowest, page_stride, scale, softcap,
-                CHUNK_QUERIES, C, PAGE, BLOCK_T, WINDOW, SOFTCAP,
-            )  # fmt: skip
-            where = query * SLOTS + SUFFIX_SPLITS + slot
-            tl.store(part_ptr + where[:, None] * C + at_c[None, :], out, mask=real[:, None])
-            tl.store(lse_ptr + where, lse, mask=real)
+        _prefix_program(
+            q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, cached_ptr,
+            prompt_length_ptr, item_ptr, item_count_ptr, chunk_rows_ptr, chunk_table_ptr,
+            table_stride, scale, softcap, head, program,
+            KV, RATIO, C, PAGE, BLOCK_T, CHUNK_ROWS, CHUNK_QUERIES, PREFIX_PROGRAMS,
+            SUFFIX_SPLITS, SLOTS, WINDOW, SOFTCAP,
+        )  # fmt: skip
     else:
-        row = (program - PREFIX_PROGRAMS) // SUFFIX_SPLITS
-        split = (program - PREFIX_PROGRAMS) % SUFFIX_SPLITS
-        at_q = tl.arange(0, ROW_QUERIES)
-        real = at_q < RATIO
-        query = (row * KV + head) * RATIO + at_q
-        cached = tl.load(cached_ptr + row)
-        lowest = tl.zeros((ROW_QUERIES,), tl.int32)
-        first = 0
-        if WINDOW > 0:
-            lowest += cached - WINDOW + 1
-            first = tl.maximum(cached - WINDOW + 1, 0) // BLOCK_T
-        blocks = tl.cdiv(cached + 1, BLOCK_T) - first
-        share = tl.cdiv(blocks, SUFFIX_SPLITS)
-        from_t = (first + split * share) * BLOCK_T
-        to_t = tl.minimum(from_t + share * BLOCK_T, cached + 1)
-        where = query * SLOTS + split
-        if from_t < to_t:
-            q = tl.load(q_ptr + query[:, None] * C + at_c[None, :], mask=real[:, None], other=0.0)
-            out, lse = _attend(
-                q, cache_ptr, suffix_table_ptr + row * table_stride, v_offset, from_t, to_t,
-                lowest, page_stride, scale, softcap,
-                ROW_QUERIES, C, PAGE, BLOCK_T, WINDOW, SOFTCAP,
-            )  # fmt: skip
-            tl.store(part_ptr + where[:, None] * C + at_c[None, :], out, mask=real[:, None])
-            tl.store(lse_ptr + where, lse, mask=real)
-        else:
-            nothing = tl.full((ROW_QUERIES,), float("-inf"), tl.float32)
-            tl.store(lse_ptr + where, nothing, mask=real)
+        work = program - PREFIX_PROGRAMS
+        _suffix_program(
+            q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, suffix_table_ptr,
+            cached_ptr, table_stride, scale, softcap, head, work // SUFFIX_SPLITS,
+            work % SUFFIX_SPLITS,
+            KV, RATIO, C, PAGE, BLOCK_T, ROW_QUERIES, SUFFIX_SPLITS, SLOTS, WINDOW, SOFTCAP,
+        )  # fmt: skip
 
 
 @triton.jit

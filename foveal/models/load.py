@@ -1,7 +1,4 @@
-"""``FastVisionModel``: load, adapt, switch between training and inference, save.
-
-    model, processor = FastVisionModel.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct")
-    model = FastVisionModel.get_peft_model(model, r=16, finetune_vision_layers=False)
+"""Checkpoint -> model and processor; the switch between training and inference.
 
 The models are transformers' own classes. What is changed on one of them is listed in
 ``model.foveal.changes``.
@@ -20,8 +17,8 @@ from torch import Tensor, nn
 from foveal.models.attention import fast_vision_attention
 from foveal.models.checkpointing import parse_checkpointing, set_checkpointing
 from foveal.models.family import Family, family_module, stock_model
-from foveal.models.lora import ADAPTER_CONFIG, get_peft_model, load_adapter
-from foveal.models.merge import bind_merged_saving, save_pretrained_merged
+from foveal.models.lora import ADAPTER_CONFIG, load_adapter
+from foveal.models.merge import bind_merged_saving
 from foveal.models.precision import HALF_TYPES
 from foveal.models.quantize import choose_quantisation, quantisation_config
 from foveal.models.state import ModelState, quiet, refuse_unknown, say, state_of
@@ -134,17 +131,6 @@ def for_training(model: nn.Module) -> nn.Module:
 def for_inference(model: nn.Module) -> nn.Module:
     """Evaluation mode, in which nothing is checkpointed; returns the model."""
     return model.eval()
-
-
-class FastVisionModel:
-    """The way in. Every function takes and returns ordinary transformers and PEFT models."""
-
-    from_pretrained = staticmethod(from_pretrained)
-    get_peft_model = staticmethod(get_peft_model)
-    load_adapter = staticmethod(load_adapter)
-    for_training = staticmethod(for_training)
-    for_inference = staticmethod(for_inference)
-    save_pretrained_merged = staticmethod(save_pretrained_merged)
 
 
 @dataclass(frozen=True, slots=True)

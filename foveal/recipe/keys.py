@@ -74,9 +74,10 @@ def known_keys(section: str) -> dict[str, Any]:
 
         hints = get_type_hints(GRPOConfig)
         return {field.name: hints[field.name] for field in fields(GRPOConfig) if field.init}
-    from foveal.models.load import FastVisionModel as Fast
+    from foveal.models.load import from_pretrained
+    from foveal.models.lora import get_peft_model
 
-    takes = Fast.from_pretrained if section == "model" else Fast.get_peft_model
+    takes = from_pretrained if section == "model" else get_peft_model
     hints = get_type_hints(takes)
     return {
         parameter.name: hints[parameter.name]

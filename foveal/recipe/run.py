@@ -154,7 +154,7 @@ def run_recipe(recipe: Recipe, resume: bool | str | None = None) -> GRPOTrainer:
     Raises:
         ValueError: as ``check_recipe``, before any weights are loaded.
     """
-    from foveal.models.load import FastVisionModel
+    from foveal.fast_model import FastVisionModel
     from foveal.train import GRPOTrainer
 
     checked = check_recipe(recipe)

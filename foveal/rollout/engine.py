@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels.philox import row_seed
+from foveal.models.attention import fast_vision_attention
 from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
 from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
@@ -85,6 +86,8 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.features = features if features is not None else FeatureCache()
+        self._own_features = features is None
+        fast_vision_attention(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
         self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
@@ -135,6 +138,9 @@ class Engine:
                 # The rows under way are lost; the next call starts from an empty cache.
                 self.standby()
                 raise
+            finally:
+                if self._own_features:
+                    self.features.clear()
         return [self._group(request, rule) for request in requests]
 
     def standby(self) -> None:

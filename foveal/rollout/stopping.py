@@ -12,8 +12,8 @@ from typing import Any
 from foveal.types import SamplingParams, StopReason
 
 HALF = "\ufffd"
-_MARGIN = 4
-"""Tokens before a stop string, so that a character cut by the window's edge is not one of its."""
+_MARGIN = 3
+"""Bytes of a character, beside its first, that the edge of a window may have cut off it."""
 
 
 class StopRule:
@@ -39,7 +39,7 @@ class StopRule:
             return True
         if not self.stop:
             return False
-        text = self.tokenizer.decode(self._tail(ids), skip_special_tokens=True).strip(HALF)
+        text = self._last_text(ids)
         return any(stop in text for stop in self.stop)
 
     def finish(
@@ -57,6 +57,17 @@ class StopRule:
         """
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return tuple(ids), text[: _first(self.stop, text)], "stop" if reached_end else "length"
+
+    def _last_text(self, ids: Sequence[int]) -> str:
+        """The end of the text, from a whole character to a whole character."""
+        tail = self._tail(ids)
+        text = self.tokenizer.decode(tail, skip_special_tokens=True)
+        # SentencePiece shows a run of bytes that begins inside a character as no character at all.
+        for begin in range(1, _MARGIN + 1):
+            if not text.startswith(HALF):
+                break
+            text = self.tokenizer.decode(tail[begin:], skip_special_tokens=True)
+        return text.strip(HALF)
 
     def _tail(self, ids: Sequence[int]) -> list[int]:
         """The last tokens that are shown, enough of them for any stop string."""

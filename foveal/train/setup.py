@@ -9,7 +9,7 @@ from torch import nn
 
 from foveal.data import PromptBuilder, RowSource, describe_dropped, load_rows, survey
 from foveal.models.family import family_of, stock_model
-from foveal.models.load import FastVisionModel
+from foveal.models.load import from_pretrained
 from foveal.models.state import say, state_of
 from foveal.rewards.call import RewardCaller
 from foveal.train.config import GRPOConfig
@@ -59,9 +59,7 @@ def prepare_model(
 ) -> tuple[Any, Any]:
     """Load a model given by name, find its processor, add an adapter if one is asked for."""
     if isinstance(model, str):
-        model, loaded_processor = FastVisionModel.from_pretrained(
-            model, **(config.model_init_kwargs or {})
-        )
+        model, loaded_processor = from_pretrained(model, **(config.model_init_kwargs or {}))
         processing_class = processing_class or loaded_processor
     elif config.model_init_kwargs:
         raise ValueError("model_init_kwargs is for a model given by name; load yours with them")

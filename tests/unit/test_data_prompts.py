@@ -207,7 +207,7 @@ def test_placeholder_count_that_differs_gives_both_numbers():
 def test_template_that_loses_a_picture_is_named():
     template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     builder = builder_of("qwen2_5_vl", chat_template_kwargs={"chat_template": template})
-    with pytest.raises(ValueError, match=r"row 3: the chat template wrote 0 .* 1 picture"):
+    with pytest.raises(ValueError, match=r"row 3: the prompt has 0 .* 1 picture"):
         builder.build(row_of(TWO_SIZES[0]), 3)
 
 

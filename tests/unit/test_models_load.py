@@ -11,10 +11,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from foveal import FastVisionModel
 from foveal.models import quantize
 from foveal.models.family import family_module, language_model, stock_model
 from foveal.models.forward import completion_logprobs
-from foveal.models.load import FastVisionModel, dtype_for_capability
+from foveal.models.load import dtype_for_capability
 from foveal.models.precision import autocast
 from foveal.models.state import quiet, state_of
 from foveal.testing import TINY_FAMILIES, save_tiny, tiny

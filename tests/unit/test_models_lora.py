@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 
+from foveal import FastVisionModel
 from foveal.models import checkpointing
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import family_of, language_model, stock_model, vision_modules
 from foveal.models.forward import completion_logprobs
-from foveal.models.load import FastVisionModel
 from foveal.models.lora import adapted_layers
 from foveal.testing import TINY_FAMILIES, save_tiny, tiny
 from tests.samples import build, picture, ragged_prompts, random_completions, row, stock_inputs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from foveal import FastVisionModel
 from foveal.models.family import stock_model
-from foveal.models.load import FastVisionModel
 from foveal.models.lora import adapted_layers
 from foveal.models.merge import merge, merged_state_dict
 from foveal.models.state import state_of

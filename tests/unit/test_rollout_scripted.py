@@ -64,3 +64,15 @@ def test_a_script_of_the_wrong_length_is_named_with_its_prompt():
 def test_a_completion_without_tokens_is_refused():
     with pytest.raises(ValueError, match="a completion without tokens"):
         answers(lambda *_: ["a", []])
+
+
+def test_tokens_are_shown_with_the_place_of_their_prompt_not_its_row_number():
+    seen = []
+    backend = ScriptedBackend(lambda prompt, n: [f"{prompt.index}", "b"], TOKENIZER)
+    show = lambda *event: seen.append(event)  # noqa: E731
+    groups = backend.generate(PROMPTS, 2, SamplingParams(max_tokens=8), on_tokens=show)
+    assert seen == [
+        (place, sample, list(groups[place].completions[sample].ids))
+        for place in (0, 1)
+        for sample in (0, 1)
+    ]

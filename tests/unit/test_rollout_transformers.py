@@ -329,3 +329,56 @@ def test_a_picture_is_seen_by_every_completion_of_its_group(tiny_model):
     one, other = (draw(model, processor, prompts, n=2, max_tokens=1) for prompts in (first, second))
     for a, b in zip(one[0].completions, other[0].completions, strict=True):
         assert a.rollout_logprob != b.rollout_logprob
+
+
+# -- stop strings, fixed lengths, streaming
+
+
+def test_a_stop_string_ends_its_row_alone_and_is_left_out_of_the_text():
+    model, processor = tiny("qwen2_5_vl")
+    prompts = ragged_prompts(model, processor)
+    free = draw(model, processor, prompts, n=2, max_tokens=12)
+    text = free[0].completions[0].text
+    place = next(i for i in range(3, len(text)) if text[i].isascii() and text[i] not in text[:i])
+    stop = text[place]
+    for group, before in zip(
+        draw(model, processor, prompts, n=2, max_tokens=12, stop=(stop,)), free, strict=True
+    ):
+        for cut, whole in zip(group.completions, before.completions, strict=True):
+            assert cut.ids == whole.ids[: len(cut.ids)]
+            assert cut.text == whole.text.split(stop)[0]
+            assert (len(cut.ids) < len(whole.ids)) <= (cut.stop_reason == "stop")
+            assert len(cut.rollout_logprob) == len(cut.ids)
+            assert (stop in processor.tokenizer.decode(cut.ids)) == (stop in whole.text)
+
+
+def test_ignoring_the_end_gives_exactly_the_budget():
+    model, processor = tiny("qwen2_5_vl")
+    prompts = ragged_prompts(model, processor)
+    end = processor.tokenizer.eos_token_id
+    love(model, end, by=4.0)
+    groups = draw(model, processor, prompts, n=4, max_tokens=12, ignore_eos=True)
+    assert {len(ids) for ids in ids_of(groups)} == {12}
+    assert any(end in ids[:-1] for ids in ids_of(groups))
+    assert all(c.truncated for group in groups for c in group.completions)
+
+
+@pytest.mark.parametrize("max_rows", [None, 3, 4])
+def test_tokens_are_shown_as_they_arrive_each_at_its_own_place(max_rows):
+    model, processor = tiny("qwen2_5_vl")
+    love(model, processor.tokenizer.eos_token_id, by=3.0)
+    seen, order = {}, []
+
+    def on_tokens(place, sample, ids):
+        order.append((place, sample))
+        seen.setdefault((place, sample), []).extend(ids)
+
+    sampling = SamplingParams(max_tokens=6, seed=0)
+    prompts = ragged_prompts(model, processor)
+    groups = backend(model, processor, max_rows=max_rows).generate(prompts, 4, sampling, on_tokens)
+    assert seen == {
+        (place, sample): list(completion.ids)
+        for place, group in enumerate(groups)
+        for sample, completion in enumerate(group.completions)
+    }
+    assert order != sorted(order), "rows grow side by side"
