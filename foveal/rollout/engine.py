@@ -69,6 +69,7 @@ class Engine:
             trainer's by what the rounding costs).
         graphs: capture CUDA graphs.
         fused: use the fused kernels where the model allows it.
+        pdl: let kernels overlap at their borders; by default where the card can (sm_90).
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
+        pdl: bool | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.features = features if features is not None else FeatureCache()
@@ -90,7 +92,7 @@ class Engine:
         fast_vision_attention(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
-        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
+        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused, "pdl": pdl}
         self.max_rows = max_rows
         self.max_tokens = max_tokens or _longest(model)
         self._runner: Runner | None = None

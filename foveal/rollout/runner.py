@@ -56,6 +56,8 @@ class Runner:
         cache_dtype: of the arena; the model's type if None.
         graphs: capture CUDA graphs; without effect where there is no GPU.
         fused: use the fused kernels where the model allows it.
+        pdl: let a kernel start beside the end of the one before; by default where the card can
+            (sm_90).
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Runner:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
+        pdl: bool | None = None,
     ) -> None:
         self.model, self.features = model, features
         self.decoder = decoder = Decoder(model)
@@ -76,6 +79,8 @@ class Runner:
         self.buckets = [b for b in BUCKETS if b < max_rows]
         self.buckets.append(min(b for b in (*BUCKETS, max_rows) if b >= max_rows))
         self.max_rows = max_rows
+        hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
+        self.pdl = hopper if pdl is None else pdl
         self.why_plain = why_not_fused(decoder) if fused else "fused=False was asked for"
         self.rotary = decoder.rotary_tables(2 * max_tokens + 1)
         most, ratio = self.buckets[-1], decoder.heads // decoder.kv_heads
@@ -256,7 +261,9 @@ class Runner:
     def _fused(self, bucket: int) -> FusedStep | None:
         if self.lora is None or self._room is None:
             return None
-        return FusedStep(self.decoder, self.lora, bucket, self.cache_dtype, self._room)
+        return FusedStep(
+            self.decoder, self.lora, bucket, self.cache_dtype, self._room, pdl=self.pdl
+        )
 
     def _inputs(self, bucket: int) -> tuple[Any, ...]:
         t = self.tables.on_device
