@@ -31,8 +31,8 @@ FAMILY = Family(
 def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[Tensor, ...]]:
     """One tower call for all pictures; each comes back as ``(features_MD,)``."""
     stock = stock_model(model)
-    pixels = torch.stack([image.pixel_values for image in images])
-    pixels = pixels.to(stock.device, stock.model.vision_tower.dtype)
+    dtype = stock.model.vision_tower.dtype
+    pixels = torch.stack([image.pixel_values.to(stock.device, dtype) for image in images])
     output = stock.model.get_image_features(pixels, return_dict=True)
     return [(features_MD,) for features_MD in output.pooler_output]
 

@@ -78,14 +78,27 @@ class PackedLora:
     @torch.no_grad()
     def refresh(self) -> None:
         """Copy the adapters as they are now; one that is switched off counts as zero."""
+        into: list[Tensor] = []
+        values: list[Tensor] = []
+        scaled: list[Tensor] = []
+        scales: list[float] = []
+        unused: list[Tensor] = []
         for module in self._modules:
             factors, at = self._factors[id(module)], 0
             for a_RK, b_NR, scale in _live(module):
                 end = at + a_RK.shape[0]
-                factors.a_RK[at:end].copy_(a_RK)
-                factors.b_NR[:, at:end].copy_(b_NR * scale)
+                into += [factors.a_RK[at:end], factors.b_NR[:, at:end]]
+                values.append(a_RK)
+                scaled.append(b_NR)
+                scales.append(scale)
                 at = end
-            factors.b_NR[:, at:].zero_()
+            if at < self.rank:
+                unused.append(factors.b_NR[:, at:])
+        if unused:
+            torch._foreach_zero_(unused)
+        if values:
+            torch._foreach_copy_(into[0::2], values)
+            torch._foreach_copy_(into[1::2], torch._foreach_mul(scaled, scales))
 
 
 def _live(module: nn.Module) -> list[tuple[Tensor, Tensor, float]]:

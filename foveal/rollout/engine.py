@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from foveal.kernels.philox import row_seed
 from foveal.models.attention import fast_vision_attention
+from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
 from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
@@ -220,7 +221,7 @@ class Engine:
 
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""
-        structure = _structure(self.model)
+        structure = _structure(Decoder(self.model))
         if self._runner is None or structure != self._structure:
             self.standby()
             self._structure = structure
@@ -306,26 +307,28 @@ def _longest(model: nn.Module) -> int:
     return min(state_of(model).max_seq_length or own, own, 32768)
 
 
-def _structure(model: nn.Module) -> Any:
-    """What captured graphs rely on: which adapters there are, and where the weights lie."""
-    from peft.tuners.lora import LoraLayer
-
-    weights = tuple(p.data_ptr() for p in model.parameters() if not p.requires_grad)
-    adapters = tuple(
-        (name, tuple(layer.r.items()), tuple(layer.active_adapters))
-        for name, layer in stock_model(model).named_modules()
-        if isinstance(layer, LoraLayer)
+def _structure(decoder: Decoder) -> Any:
+    """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
+    linears: list[Any] = [m for layer in decoder.layers for g in layer.products for m in g]
+    return decoder.head.weight.data_ptr(), decoder.embed.weight.data_ptr(), tuple(  # pyright: ignore
+        (id(m), m.weight.data_ptr(), tuple(getattr(m, "r", {}).items()), _active(m))
+        for m in linears
     )
-    return weights, adapters
 
 
 def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
     """Changes when trainable weights do: optimizers move version counters, writes to ``.data``
-    move the norms."""
-    from peft.tuners.lora import LoraLayer
-
+    move the norms. Switching an adapter off or on changes it too."""
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    off = tuple(m.disable_adapters for m in model.modules() if isinstance(m, LoraLayer))
-    counts = tuple(p._version for p in model.parameters() if p.requires_grad)
+    off = tuple(
+        getattr(m, "disable_adapters", False)
+        for layer in Decoder(model).layers
+        for group in layer.products
+        for m in group
+    )
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (counts, off), norms
+    return (tuple(p._version for p in trained), off), norms
+
+
+def _active(linear: Any) -> Any:
+    return tuple(getattr(linear, "active_adapters", ()))

@@ -31,14 +31,14 @@ from foveal.models.prefill import Fill, head_logits, prefill
 from foveal.rollout.graphs import GraphStep
 from foveal.rollout.sampler import Sampler, mark_seen, seen_rows
 from foveal.rollout.scheduler import Request, Sequence
-from foveal.rollout.tables import BatchTables
+from foveal.rollout.tables import BatchTables, DrawnTokens
 
 BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
 """Batch sizes that are captured. Below 32 rows a step takes as long as its weights take to read,
 so finer steps would buy nothing."""
 PREFILL_TOKENS = 4096
 """Padded tokens that go through the decoder at once."""
-MAX_BURST = 8
+MAX_BURST = 16
 """Decode steps between two looks of the host: what it costs to look is divided by it, what rows
 compute past their end is bounded by it."""
 
@@ -88,10 +88,12 @@ class Runner:
         self.address = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.arena: Tensor | None = None
         self.logits = torch.zeros(most, decoder.vocabulary, dtype=decoder.dtype, device=self.device)
-        self._tokens = torch.zeros(MAX_BURST, most, dtype=torch.int64, device=self.device)
-        self._logprobs = torch.zeros(MAX_BURST, most, device=self.device)
-        self._seed = torch.zeros(most, dtype=torch.int64, device=self.device)
-        self._seen: Tensor | None = None
+        self._drawn = DrawnTokens(MAX_BURST, most, self.device)
+        pinned = self.device.type == "cuda"
+        self._uniform_host = torch.zeros(MAX_BURST, most, pin_memory=pinned)
+        self._uniform = torch.zeros(MAX_BURST, most, device=self.device)
+        self._described: list[tuple[int, int, int]] = []
+        """Rows that the tables describe: sequence, pages, tokens in the cache."""
         self.lora: PackedLora | None = None
         self._room: Workspace | None = None
         if self.why_plain is None:
@@ -126,6 +128,7 @@ class Runner:
     def sleep(self) -> None:
         """Free the arena. What it held is gone; graphs stay."""
         self.arena = None
+        self._described = []
         self.address.zero_()
 
     # -- prompts
@@ -168,43 +171,51 @@ class Runner:
         if not sequences:
             return []
         logits_BV = torch.stack([s.request.prefix.payload for s in sequences])  # pyright: ignore
-        seed_B = torch.tensor([_seed(s) for s in sequences], device=self.device)
         seen_BV = None
         if sampler.needs_seen:
             ids = [s.request.payload.prompt.ids for s in sequences]
             seen_BV = seen_rows(ids, logits_BV.shape[1], self.device)
-        uniform_1B = sampler.uniforms(seed_B, torch.zeros_like(seed_B), 1)
-        token_B, logprob_B = sampler(
-            logits_BV, None if uniform_1B is None else uniform_1B[0], seen_BV
-        )
+        uniform_1B = sampler.uniforms([_seed(s) for s in sequences], [0] * len(sequences), 1)
+        token_B, logprob_B = sampler(logits_BV, uniform_1B[0].to(self.device), seen_BV)
         return [[pair] for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
 
     def decode(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> list[Drawn]:
         """Take ``steps`` steps; ``(token, log-probability)`` of each row and step."""
-        bucket = self._bucket(len(sequences))
+        bucket, count = self._bucket(len(sequences)), len(sequences)
         run = self._step(bucket)
-        self.tables.fill(sequences, bucket)
-        self._seed[: len(sequences)] = torch.tensor([_seed(s) for s in sequences])
+        self._describe(sequences, bucket)
+        uniform_SB = self._upload_uniforms(sequences, steps, sampler)
         seen_BV = self._seen_rows(sequences, bucket, sampler)
         token_B = self.tables.on_device["token"][:bucket]
-        first_B = self.tables.on_device["cached"][:bucket].long() + 1
-        uniform_SB = sampler.uniforms(self._seed[:bucket], first_B, steps)
         for step in range(steps):
             run()
             drawn_B, _ = sampler(
                 self.logits[:bucket],
-                None if uniform_SB is None else uniform_SB[step],
+                uniform_SB[step, :bucket],
                 seen_BV,
-                self._tokens[step, :bucket],
-                self._logprobs[step, :bucket],
+                self._drawn.tokens[step, :bucket],
+                self._drawn.logprobs[step, :bucket],
             )
             if seen_BV is not None:
                 mark_seen(seen_BV, drawn_B)
             token_B.copy_(drawn_B)
-        count = len(sequences)
-        tokens = self._tokens[:steps, :count].tolist()
-        logprobs = self._logprobs[:steps, :count].tolist()
-        return [[(tokens[s][r], logprobs[s][r]) for s in range(steps)] for r in range(count)]
+        tokens, logprobs = self._drawn.read(steps, count)
+        return [list(zip(t, l, strict=True)) for t, l in zip(tokens, logprobs, strict=True)]
+
+    def _describe(self, sequences: Rows[Sequence], bucket: int) -> None:
+        """Write the batch's tables, unless the device has carried them on by itself."""
+        now = [(id(s), len(s.pages), s.cached) for s in sequences]
+        if now != self._described:
+            self.tables.fill(sequences, bucket)
+
+    def _upload_uniforms(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> Tensor:
+        if sampler.sampling.temperature > 0:
+            seeds = [_seed(s) for s in sequences]
+            firsts = [len(s.ids) for s in sequences]
+            self._uniform_host[:steps, : len(sequences)] = sampler.uniforms(seeds, firsts, steps)
+            self._uniform.copy_(self._uniform_host, non_blocking=True)
+        self._described = [(id(s), len(s.pages), s.cached + steps) for s in sequences]
+        return self._uniform
 
     def _bucket(self, rows: int) -> int:
         """Rows of the batch with padding: only captured steps need a fixed number."""
@@ -229,6 +240,7 @@ class Runner:
         if not missing:
             return
         assert self.awake
+        self._described = []
         self.tables.fill([], self.buckets[-1])
         fused = {b: step for b in missing if (step := self._fused(b)) is not None}
         if self._graphs and fused:

@@ -126,3 +126,28 @@ def _chunks(sequences: Rows[Any], size: int) -> list[tuple[int, int]]:
                 continue
         chunks.append((row, 1))
     return chunks
+
+
+class DrawnTokens:
+    """Tokens and log-probabilities of a burst, brought to the host in one copy."""
+
+    def __init__(self, steps: int, rows: int, device: torch.device) -> None:
+        count = steps * rows
+        self._flat = torch.zeros(12 * count, dtype=torch.uint8, device=device)
+        self._host = torch.zeros(12 * count, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.tokens, self.logprobs = self._views(self._flat, steps, rows)
+        self._host_views = self._views(self._host, steps, rows)
+
+    def read(self, steps: int, rows: int) -> tuple[list[list[int]], list[list[float]]]:
+        """The first ``steps`` of the first ``rows``, by row; waits for the device."""
+        self._host.copy_(self._flat, non_blocking=True)
+        if self._flat.is_cuda:
+            torch.cuda.current_stream(self._flat.device).synchronize()
+        tokens, logprobs = self._host_views
+        return tokens[:steps, :rows].T.tolist(), logprobs[:steps, :rows].T.tolist()
+
+    @staticmethod
+    def _views(flat: Tensor, steps: int, rows: int) -> tuple[Tensor, Tensor]:
+        count = steps * rows
+        tokens = flat[: 8 * count].view(torch.int64).view(steps, rows)
+        return tokens, flat[8 * count :].view(torch.float32).view(steps, rows)
