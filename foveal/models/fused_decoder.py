@@ -61,7 +61,6 @@ class FusedStep:
         rows: B.
         cache_dtype: of the arena.
         workspace: shared by steps of several sizes, from :func:`workspace_for`.
-        pdl: let a kernel start beside the end of the one before (sm_90).
     """
 
     def __init__(
@@ -71,10 +70,8 @@ class FusedStep:
         rows: int,
         cache_dtype: torch.dtype,
         workspace: Workspace,
-        *,
-        pdl: bool = False,
     ) -> None:
-        self.decoder, self.rows, self.cache_dtype, self.pdl = decoder, rows, cache_dtype, pdl
+        self.decoder, self.rows, self.cache_dtype = decoder, rows, cache_dtype
         self.room = workspace
         self.attention = DecodeAttention(
             rows, decoder.heads, decoder.kv_heads, decoder.width, cache_dtype, decoder.device
@@ -110,7 +107,7 @@ class FusedStep:
         """Write the logits ``[B, V]`` of the next token; keys and values go into the cache."""
         decoder, room, B = self.decoder, self.room, self.rows
         norm: dict[str, Any] = {
-            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one
         }  # fmt: skip
         residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
         residual.copy_(decoder.embed(token_B))
@@ -121,7 +118,7 @@ class FusedStep:
                 parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
             )
             qkv = room.view(products.qkv)
-            products.qkv(h, qkv, pdl=self.pdl)
+            products.qkv(h, qkv)
             cos, sin = rotary[layer.rotary]
             rotary_cache(
                 qkv, _biases(layer), _head_norms(layer), cos, sin, q, address,
@@ -131,24 +128,22 @@ class FusedStep:
             self.attention(
                 q, address, number * self.layer_stride, self.page_stride, rows, out,
                 scale=decoder.scale, window=layer.window, softcap=decoder.score_softcap,
-                pdl=self.pdl,
             )  # fmt: skip
             parts = room.view(products.o)
-            products.o(out.view(B, -1), parts, pdl=self.pdl)
+            products.o(out.view(B, -1), parts)
             residual_norm(
                 parts, residual, _weight(layer.before_mlp), h,
                 after_D=_optional(layer.after_attention), **norm,
             )  # fmt: skip
             act = room.act[:B]
-            products.mlp(h, room.pair_for(products.mlp), act, pdl=self.pdl)
+            products.mlp(h, room.pair_for(products.mlp), act)
             parts = room.view(products.down)
-            products.down(act, parts, pdl=self.pdl)
+            products.down(act, parts)
             after = _optional(layer.after_mlp)
         residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
-        self.head(h, logits_BV, pdl=self.pdl)
+        self.head(h, logits_BV)
         if decoder.softcap is not None:
             logits_BV.copy_(decoder.softcap * torch.tanh(logits_BV / decoder.softcap))
-
 
     def warm_tasks(
         self,
@@ -167,7 +162,7 @@ class FusedStep:
         kinds = {layer.window: (layer, products)
                  for layer, products in zip(decoder.layers, self.layers, strict=True)}  # fmt: skip
         norm: dict[str, Any] = {
-            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one
         }  # fmt: skip
         residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
         tasks: list[Callable[[], None]] = []
@@ -189,14 +184,13 @@ class FusedStep:
         for window in kinds:
             tasks.append(
                 partial(self.attention, q, address, 0, self.page_stride, rows, out,
-                        scale=decoder.scale, window=window, softcap=decoder.score_softcap,
-                        pdl=self.pdl)
+                        scale=decoder.scale, window=window, softcap=decoder.score_softcap)
             )  # fmt: skip
-        tasks.append(partial(products.qkv, h, qkv, pdl=self.pdl))
-        tasks.append(partial(products.o, out.view(B, -1), o, pdl=self.pdl))
-        tasks.append(partial(products.mlp, h, pair, room.act[:B], pdl=self.pdl))
-        tasks.append(partial(products.down, room.act[:B], down, pdl=self.pdl))
-        tasks.append(partial(self.head, h, logits_BV, pdl=self.pdl))
+        tasks.append(partial(products.qkv, h, qkv))
+        tasks.append(partial(products.o, out.view(B, -1), o))
+        tasks.append(partial(products.mlp, h, pair, room.act[:B]))
+        tasks.append(partial(products.down, room.act[:B], down))
+        tasks.append(partial(self.head, h, logits_BV))
         return tasks
 
 

@@ -64,6 +64,14 @@ def decoder_inputs(
     return {"position_ids": batch.positions_ABL[0], "attention_mask": masks}
 
 
+def prompt_masks(config: Any, image_L: Tensor) -> dict[str, Tensor]:
+    """Who sees whom in one prompt, ``[L, L]`` by kind of layer."""
+    image_1L = image_L[None]
+    window = config.get_text_config().sliding_window
+    full, sliding = attention_masks(torch.ones_like(image_1L), image_1L, window)
+    return {"full_attention": full[0], "sliding_attention": sliding[0]}
+
+
 def attention_masks(real_BL: Tensor, image_BL: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Who sees whom, ``[B, L, L]`` booleans: in global layers and in sliding ones.
 

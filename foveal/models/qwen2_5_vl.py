@@ -96,6 +96,10 @@ def row_positions(config: Any, prompt: Prompt, length: int) -> Tensor:
     )
 
 
+def prompt_masks(config: Any, image_L: Tensor) -> None:
+    """Causal attention needs no mask of its own."""
+
+
 def decoder_inputs(
     model: nn.Module,
     batch: RowBatch,

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foveal.models.family import Family, stock_model
-from foveal.models.qwen2_5_vl import index_on, packed_index, row_positions
+from foveal.models.qwen2_5_vl import index_on, packed_index, prompt_masks, row_positions
 from foveal.models.rows import RowBatch
 from foveal.types import ImageInput
 
-__all__ = ["FAMILY", "encode_images", "row_positions", "decoder_inputs"]
+__all__ = ["FAMILY", "encode_images", "row_positions", "decoder_inputs", "prompt_masks"]
 
 FAMILY = Family(
     model_type="qwen3_vl",

@@ -37,7 +37,7 @@ from foveal.rollout.budget import CacheBudget
 from foveal.rollout.pages import PagePool
 from foveal.rollout.runner import MAX_BURST, Drawn, Runner
 from foveal.rollout.sampler import Sampler
-from foveal.rollout.scheduler import Request, Scheduler, Sequence, Work
+from foveal.rollout.scheduler import Request, Scheduler, Sequence
 from foveal.rollout.stopping import StopRule
 from foveal.rollout.transformers_backend import stop_token_ids
 from foveal.types import Completion, Group, Prompt, SamplingParams
@@ -70,7 +70,6 @@ class Engine:
             trainer's by what the rounding costs).
         graphs: capture CUDA graphs.
         fused: use the fused kernels where the model allows it.
-        pdl: let kernels overlap at their borders; by default where the card can (sm_90).
     """
 
     def __init__(
@@ -85,7 +84,6 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
-        pdl: bool | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.features = features if features is not None else FeatureCache()
@@ -93,7 +91,7 @@ class Engine:
         fast_vision_attention(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
-        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused, "pdl": pdl}
+        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
         self.max_rows = max_rows
         self.max_tokens = max_tokens or _longest(model)
         self._runner: Runner | None = None
@@ -169,6 +167,8 @@ class Engine:
         first: int,
     ) -> None:
         work = scheduler.schedule()
+        with self._timed("vision"):
+            runner.encode(work.prefill)
         with self._timed("prefill"):
             runner.prefill(work.prefill)
             runner.recompute(work.recompute)
@@ -179,9 +179,8 @@ class Engine:
             return
         runner.prepare(len(rows))
         with self._timed("decode"):
-            drawn = runner.decode(rows, work.steps, sampler)
-        with self._timed("host"):
-            self._advance(scheduler, rows, drawn, rule, on_tokens, first)
+            for drawn in runner.decode(rows, work.steps, sampler):
+                self._advance(scheduler, rows, drawn, rule, on_tokens, first)
 
     def _advance(
         self,
@@ -193,6 +192,8 @@ class Engine:
         first: int,
     ) -> None:
         for row, pairs in zip(rows, drawn, strict=True):
+            if row.finished:
+                continue
             known = len(row.ids)
             scheduler.advance(row, pairs, lambda r: rule.ends(r.ids))
             if on_tokens is not None:
@@ -239,8 +240,10 @@ class Engine:
     def _notice_update(self) -> None:
         """Forget prompts and pictures computed with weights that have changed since."""
         now = _fingerprint(self.model)
-        if self._weights is not None and now[0] == self._weights[0] and torch.equal(
-            now[1], self._weights[1]
+        if (
+            self._weights is not None
+            and now[0] == self._weights[0]
+            and torch.equal(now[1], self._weights[1])
         ):
             return
         self._weights = now
@@ -310,9 +313,13 @@ def _longest(model: nn.Module) -> int:
 def _structure(decoder: Decoder) -> Any:
     """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
     linears: list[Any] = [m for layer in decoder.layers for g in layer.products for m in g]
-    return decoder.head.weight.data_ptr(), decoder.embed.weight.data_ptr(), tuple(  # pyright: ignore
-        (id(m), m.weight.data_ptr(), tuple(getattr(m, "r", {}).items()), _active(m))
-        for m in linears
+    return (
+        decoder.head.weight.data_ptr(),
+        decoder.embed.weight.data_ptr(),
+        tuple(  # pyright: ignore
+            (id(m), m.weight.data_ptr(), tuple(getattr(m, "r", {}).items()), _active(m))
+            for m in linears
+        ),
     )
 
 

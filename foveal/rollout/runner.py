@@ -27,6 +27,7 @@ from foveal.models.decoder import Decoder, plain_step
 from foveal.models.forward import FeatureCache
 from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
 from foveal.models.packed_lora import PackedLora
+from foveal.models.packed_prefill import packed_prefill
 from foveal.models.prefill import Fill, head_logits, prefill
 from foveal.rollout.graphs import GraphStep
 from foveal.rollout.sampler import Sampler, mark_seen, seen_rows
@@ -56,8 +57,6 @@ class Runner:
         cache_dtype: of the arena; the model's type if None.
         graphs: capture CUDA graphs; without effect where there is no GPU.
         fused: use the fused kernels where the model allows it.
-        pdl: let a kernel start beside the end of the one before; by default where the card can
-            (sm_90).
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Runner:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
-        pdl: bool | None = None,
     ) -> None:
         self.model, self.features = model, features
         self.decoder = decoder = Decoder(model)
@@ -79,12 +77,12 @@ class Runner:
         self.buckets = [b for b in BUCKETS if b < max_rows]
         self.buckets.append(min(b for b in (*BUCKETS, max_rows) if b >= max_rows))
         self.max_rows = max_rows
-        hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
-        self.pdl = hopper if pdl is None else pdl
         self.why_plain = why_not_fused(decoder) if fused else "fused=False was asked for"
         self.rotary = decoder.rotary_tables(2 * max_tokens + 1)
         most, ratio = self.buckets[-1], decoder.heads // decoder.kv_heads
-        self.tables = BatchTables(most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, self.device)
+        self.tables = BatchTables(
+            most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, self.device
+        )
         self.address = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.arena: Tensor | None = None
         self.logits = torch.zeros(most, decoder.vocabulary, dtype=decoder.dtype, device=self.device)
@@ -133,6 +131,19 @@ class Runner:
 
     # -- prompts
 
+    def encode(self, requests: Rows[Request]) -> None:
+        """Bring the pictures of prompts through the tower, as many at once as prefill takes."""
+        images = [image for r in requests for image in r.payload.prompt.images]
+        while images:
+            count, tokens = 0, 0
+            while count < len(images) and (count == 0 or tokens <= PREFILL_TOKENS):
+                tokens += images[count].num_tokens
+                count += 1
+            self.features.get(self.model, images[:count])
+            images = images[count:]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def prefill(self, requests: Rows[Request]) -> None:
         """Compute prompts into their pages; their last logits go to the prefix."""
         fills = [Fill(r.payload.prompt, (), r.prefix_pages or (), 0) for r in requests]
@@ -161,8 +172,16 @@ class Runner:
             while count < len(order) and (count + 1) * lengths[order[count]] <= PREFILL_TOKENS:
                 count += 1
             chosen, order = order[:count], order[count:]
-            batch = [fills[place] for place in chosen]
-            yield chosen, prefill(self.model, batch, self.arena, self.features)
+            yield chosen, self._prefill([fills[place] for place in chosen])
+
+    def _prefill(self, fills: list[Fill]) -> Tensor:
+        assert self.arena is not None
+        whole = all(fill.first == 0 for fill in fills)
+        if self.lora is not None and whole and self.cache_dtype == self.decoder.dtype:
+            return packed_prefill(
+                self.decoder, self.lora, fills, self.arena, self.address, self.features
+            )
+        return prefill(self.model, fills, self.arena, self.features)
 
     # -- tokens
 
@@ -179,8 +198,14 @@ class Runner:
         token_B, logprob_B = sampler(logits_BV, uniform_1B[0].to(self.device), seen_BV)
         return [[pair] for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
 
-    def decode(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> list[Drawn]:
-        """Take ``steps`` steps; ``(token, log-probability)`` of each row and step."""
+    def decode(
+        self, sequences: Rows[Sequence], steps: int, sampler: Sampler
+    ) -> Iterator[list[Drawn]]:
+        """Take ``steps`` steps; ``(token, log-probability)`` of each row and step.
+
+        They come in two parts: all but the last step while that one still runs, so that the host
+        has little left to do when the device stands still.
+        """
         bucket, count = self._bucket(len(sequences)), len(sequences)
         run = self._step(bucket)
         self._describe(sequences, bucket)
@@ -199,8 +224,10 @@ class Runner:
             if seen_BV is not None:
                 mark_seen(seen_BV, drawn_B)
             token_B.copy_(drawn_B)
-        tokens, logprobs = self._drawn.read(steps, count)
-        return [list(zip(t, l, strict=True)) for t, l in zip(tokens, logprobs, strict=True)]
+            self._drawn.fetch(step)
+        for first, last in ((0, steps - 1), (steps - 1, steps)):
+            if last > first:
+                yield self._drawn.read(first, last, count)
 
     def _describe(self, sequences: Rows[Sequence], bucket: int) -> None:
         """Write the batch's tables, unless the device has carried them on by itself."""
@@ -244,7 +271,9 @@ class Runner:
         self.tables.fill([], self.buckets[-1])
         fused = {b: step for b in missing if (step := self._fused(b)) is not None}
         if self._graphs and fused:
-            tasks = [task for b, step in fused.items() for task in step.warm_tasks(*self._inputs(b))]
+            tasks = [
+                task for b, step in fused.items() for task in step.warm_tasks(*self._inputs(b))
+            ]
             with ThreadPoolExecutor(8) as threads:
                 list(threads.map(lambda task: task(), tasks))
             torch.cuda.synchronize(self.device)
@@ -273,9 +302,7 @@ class Runner:
     def _fused(self, bucket: int) -> FusedStep | None:
         if self.lora is None or self._room is None:
             return None
-        return FusedStep(
-            self.decoder, self.lora, bucket, self.cache_dtype, self._room, pdl=self.pdl
-        )
+        return FusedStep(self.decoder, self.lora, bucket, self.cache_dtype, self._room)
 
     def _inputs(self, bucket: int) -> tuple[Any, ...]:
         t = self.tables.on_device
@@ -337,7 +364,12 @@ class _TritonAttend:
     """Attention of the plain step on a GPU: the kernels of the fused one, called by themselves."""
 
     def __init__(
-        self, decoder: Decoder, rows: PagedRows, bucket: int, cache_dtype: torch.dtype, address: Tensor
+        self,
+        decoder: Decoder,
+        rows: PagedRows,
+        bucket: int,
+        cache_dtype: torch.dtype,
+        address: Tensor,
     ) -> None:
         d = self.decoder = decoder
         self.rows, self.address, self.cache_dtype = rows, address, cache_dtype

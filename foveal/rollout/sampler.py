@@ -7,14 +7,15 @@ else of the batch: a completion is the same whatever it was sampled beside and i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from foveal.kernels.draw import draw
 from foveal.kernels.philox import philox_uniform
 from foveal.types import SamplingParams
-
 
 AHEAD = 64
 """Tokens for which random numbers are computed at a time."""
@@ -46,7 +47,7 @@ class Sampler:
         self.needs_seen = sampling.repetition_penalty != 1.0
         """Whether calls need ``seen_BV``; see :func:`seen_rows` and :func:`mark_seen`."""
         never = sorted({*never_ids, *sampling.suppress_token_ids})
-        self._ahead: dict[int, tuple[int, Tensor]] = {}
+        self._ahead: dict[int, tuple[int, Any]] = {}
         self.suppress_V = _mask(never, vocab_size, device) if never else None
 
     def uniforms(self, seeds: Sequence[int], firsts: Sequence[int], steps: int) -> Tensor:
@@ -60,7 +61,7 @@ class Sampler:
             firsts: index of each row's next token within its completion, from 0.
             steps: how many tokens each row is going to draw, at most ``AHEAD``.
         """
-        uniform_SB = torch.empty(steps, len(seeds))
+        uniform_SB = np.empty((steps, len(seeds)), dtype=np.float32)
         wanted = list(zip(seeds, firsts, strict=True))
         known = self._ahead
         missing = [
@@ -71,11 +72,11 @@ class Sampler:
             seed_BA = torch.tensor([s for s, _ in missing])[:, None].expand(-1, AHEAD)
             step_BA = torch.tensor([f for _, f in missing])[:, None] + torch.arange(AHEAD)
             flat = philox_uniform(seed_BA.flatten(), step_BA.flatten()).view(-1, AHEAD)
-            known.update((s, (f, row)) for (s, f), row in zip(missing, flat, strict=True))
+            known.update((s, (f, row)) for (s, f), row in zip(missing, flat.numpy(), strict=True))
         for column, (seed, first) in enumerate(wanted):
             begin, numbers = known[seed]
             uniform_SB[:, column] = numbers[first - begin : first - begin + steps]
-        return uniform_SB
+        return torch.from_numpy(uniform_SB)
 
     def __call__(
         self,

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.kernels.decode_attention import PAGE, PREFIX_SPLITS, PagedRows, rows_per_chunk
+from foveal.kernels.decode_attention import (
+    PREFIX_SPLITS,
+    PagedRows,
+    prefix_splits,
+    rows_per_chunk,
+)
+from foveal.types import PAGE
 
 
 class BatchTables:
@@ -96,8 +102,7 @@ class BatchTables:
         m = self._mirror
         size = m["chunk_rows"].shape[1]
         chunks = _chunks(sequences, size)
-        # Enough stretches to fill the card, however few the prompts are.
-        splits = max(1, min(PREFIX_SPLITS, 64 // max(1, len(chunks))))
+        splits = prefix_splits(len(chunks))
         items = 0
         for chunk, (first, count) in enumerate(chunks):
             request = sequences[first].request
@@ -129,25 +134,28 @@ def _chunks(sequences: Rows[Any], size: int) -> list[tuple[int, int]]:
 
 
 class DrawnTokens:
-    """Tokens and log-probabilities of a burst, brought to the host in one copy."""
+    """Tokens and log-probabilities of a burst, each step's on its way to the host in one copy."""
 
     def __init__(self, steps: int, rows: int, device: torch.device) -> None:
-        count = steps * rows
-        self._flat = torch.zeros(12 * count, dtype=torch.uint8, device=device)
-        self._host = torch.zeros(12 * count, dtype=torch.uint8, pin_memory=device.type == "cuda")
-        self.tokens, self.logprobs = self._views(self._flat, steps, rows)
-        self._host_views = self._views(self._host, steps, rows)
+        self._flat = torch.zeros(steps, 12 * rows, dtype=torch.uint8, device=device)
+        pinned = device.type == "cuda"
+        self._host = torch.zeros(steps, 12 * rows, dtype=torch.uint8, pin_memory=pinned)
+        self.tokens = self._flat[:, : 8 * rows].view(torch.int64)
+        self.logprobs = self._flat[:, 8 * rows :].view(torch.float32)
+        self._tokens = self._host[:, : 8 * rows].view(torch.int64)
+        self._logprobs = self._host[:, 8 * rows :].view(torch.float32)
+        self._arrived = [torch.cuda.Event() for _ in range(steps)] if pinned else []
 
-    def read(self, steps: int, rows: int) -> tuple[list[list[int]], list[list[float]]]:
-        """The first ``steps`` of the first ``rows``, by row; waits for the device."""
-        self._host.copy_(self._flat, non_blocking=True)
-        if self._flat.is_cuda:
-            torch.cuda.current_stream(self._flat.device).synchronize()
-        tokens, logprobs = self._host_views
-        return tokens[:steps, :rows].T.tolist(), logprobs[:steps, :rows].T.tolist()
+    def fetch(self, step: int) -> None:
+        """Send for what a step has drawn; does not wait."""
+        self._host[step].copy_(self._flat[step], non_blocking=True)
+        if self._arrived:
+            self._arrived[step].record()
 
-    @staticmethod
-    def _views(flat: Tensor, steps: int, rows: int) -> tuple[Tensor, Tensor]:
-        count = steps * rows
-        tokens = flat[: 8 * count].view(torch.int64).view(steps, rows)
-        return tokens, flat[8 * count :].view(torch.float32).view(steps, rows)
+    def read(self, first: int, last: int, rows: int) -> list[list[tuple[int, float]]]:
+        """What steps ``first`` to ``last`` have drawn, by row; waits for them."""
+        if self._arrived:
+            self._arrived[last - 1].synchronize()
+        tokens = self._tokens[first:last, :rows].T.tolist()
+        logprobs = self._logprobs[first:last, :rows].T.tolist()
+        return [list(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True)]
