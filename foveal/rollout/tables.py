@@ -137,13 +137,13 @@ class DrawnTokens:
     """Tokens and log-probabilities of a burst, each step's on its way to the host in one copy."""
 
     def __init__(self, steps: int, rows: int, device: torch.device) -> None:
-        self._flat = torch.zeros(steps, 12 * rows, dtype=torch.uint8, device=device)
         pinned = device.type == "cuda"
-        self._host = torch.zeros(steps, 12 * rows, dtype=torch.uint8, pin_memory=pinned)
-        self.tokens = self._flat[:, : 8 * rows].view(torch.int64)
-        self.logprobs = self._flat[:, 8 * rows :].view(torch.float32)
-        self._tokens = self._host[:, : 8 * rows].view(torch.int64)
-        self._logprobs = self._host[:, 8 * rows :].view(torch.float32)
+        # Eight bytes of token and four of log-probability a row, filled up to keep both aligned.
+        shape = (steps, 16 * rows)
+        self._flat = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        self.tokens, self.logprobs = self._views(self._flat, rows)
+        self._tokens, self._logprobs = self._views(self._host, rows)
         self._arrived = [torch.cuda.Event() for _ in range(steps)] if pinned else []
 
     def fetch(self, step: int) -> None:
@@ -159,3 +159,8 @@ class DrawnTokens:
         tokens = self._tokens[first:last, :rows].T.tolist()
         logprobs = self._logprobs[first:last, :rows].T.tolist()
         return [list(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True)]
+
+    @staticmethod
+    def _views(flat: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        logprobs = flat[:, 8 * rows : 12 * rows].view(torch.float32)
+        return flat[:, : 8 * rows].view(torch.int64), logprobs
