@@ -252,7 +252,8 @@ class Engine:
         stock = stock_model(self.model)
         length = len(prompt.ids)
         positions = family_of(self.model).row_positions(stock.config, prompt, length + 1)
-        seed = sampling.seed
+        # Greedy draws nothing, so it leaves the global random state alone.
+        seed = 0 if sampling.temperature == 0 else sampling.seed
         if seed is None:
             seed = int(torch.randint(1 << 62, ()).item())
         place = self._submitted
@@ -310,22 +311,26 @@ def _structure(model: nn.Module) -> Any:
     """What captured graphs rely on: which adapters there are, and where the weights lie."""
     from peft.tuners.lora import LoraLayer
 
-    weights = tuple(p.data_ptr() for p in model.parameters() if not p.requires_grad)
+    # A stock model's weights may all ask for gradients, and move all the same.
+    weights = tuple(p.data_ptr() for p in model.parameters())
     adapters = tuple(
-        (name, tuple(layer.r.items()), tuple(layer.active_adapters))
+        (
+            name,
+            tuple(layer.r.items()),
+            tuple(layer.scaling.items()),
+            tuple(layer.active_adapters),
+            tuple(layer.merged_adapters),
+            layer.disable_adapters,
+        )
         for name, layer in stock_model(model).named_modules()
         if isinstance(layer, LoraLayer)
     )
     return weights, adapters
 
 
-def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
-    """Changes when trainable weights do: optimizers move version counters, writes to ``.data``
-    move the norms."""
-    from peft.tuners.lora import LoraLayer
-
+def _fingerprint(model: nn.Module) -> tuple[tuple[int, ...], Tensor]:
+    """Changes when weights do: whatever torch writes moves version counters, of frozen weights
+    too. Writes to ``.data`` do not; for trainable weights the norms show them."""
     trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    off = tuple(m.disable_adapters for m in model.modules() if isinstance(m, LoraLayer))
-    counts = tuple(p._version for p in model.parameters() if p.requires_grad)
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (counts, off), norms
+    return tuple(p._version for p in model.parameters()), norms
