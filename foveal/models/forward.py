@@ -22,6 +22,7 @@ from foveal.models.family import (
     language_model,
     stock_model,
     vision_is_trained,
+    vision_modules,
 )
 from foveal.models.precision import autocast
 from foveal.models.rows import RowBatch, make_rows
@@ -33,12 +34,14 @@ Features = tuple[Tensor, ...]
 class FeatureCache:
     """Features by picture, kept while the tower does not change.
 
-    With a frozen tower entries live until :meth:`clear`, and are computed without a graph. With
-    a trained tower nothing is kept: each pass needs its own graph.
+    Without gradients entries live until :meth:`clear`, or until weights of the tower change or
+    its adapter is switched on or off; writes to ``.data`` are not noticed. With gradients and a
+    trained tower nothing is kept: each pass needs its own graph.
     """
 
     def __init__(self) -> None:
         self._features: dict[str, Features] = {}
+        self._tower: object = None
         self.tower_calls = 0
 
     def clear(self) -> None:
@@ -51,6 +54,10 @@ class FeatureCache:
             encoded = self._encode(model, list(distinct.values()))
             known = dict(zip(distinct, encoded, strict=True))
             return [known[image.digest] for image in images]
+        tower = _tower_state(model)
+        if tower != self._tower:
+            self.clear()
+            self._tower = tower
         missing = [image for digest, image in distinct.items() if digest not in self._features]
         with torch.no_grad():
             for image, features in zip(missing, self._encode(model, missing), strict=True):
@@ -62,6 +69,17 @@ class FeatureCache:
             return []
         self.tower_calls += 1
         return family_of(model).encode_images(model, images)
+
+
+def _tower_state(model: nn.Module) -> object:
+    """Changes when torch writes to the tower's weights, and when an adapter in it is switched.
+
+    PEFT takes the gradients from an adapter that is off, so ``vision_is_trained`` does not tell.
+    """
+    modules = [part for module in vision_modules(model) for part in module.modules()]
+    switches = tuple(getattr(part, "disable_adapters", None) for part in modules)
+    weights = [p for module in vision_modules(model) for p in module.parameters()]
+    return switches, tuple((p.data_ptr(), p._version) for p in weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,7 +256,8 @@ class Engine:
         stock = stock_model(self.model)
         length = len(prompt.ids)
         positions = family_of(self.model).row_positions(stock.config, prompt, length + 1)
-        seed = sampling.seed
+        # Greedy draws nothing, so it leaves the global random state alone.
+        seed = 0 if sampling.temperature == 0 else sampling.seed
         if seed is None:
             seed = int(torch.randint(1 << 62, ()).item())
         place = self._submitted
@@ -312,30 +313,31 @@ def _longest(model: nn.Module) -> int:
 
 def _structure(decoder: Decoder) -> Any:
     """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
-    linears: list[Any] = [m for layer in decoder.layers for g in layer.products for m in g]
     return (
-        decoder.head.weight.data_ptr(),
-        decoder.embed.weight.data_ptr(),
-        tuple(  # pyright: ignore
-            (id(m), m.weight.data_ptr(), tuple(getattr(m, "r", {}).items()), _active(m))
-            for m in linears
-        ),
+        decoder.head.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
+        decoder.embed.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
+        tuple((id(m), m.weight.data_ptr(), _adapters(m)) for m in _linears(decoder)),
     )
+
+
+def _adapters(linear: Any) -> Any:
+    """Rank and scale of a layer's adapters, and which of them are in use."""
+    if not hasattr(linear, "lora_A"):
+        return None
+    parts = (linear.r, linear.scaling)
+    return tuple(tuple(p.items()) for p in parts), tuple(linear.active_adapters), linear.merged
+
+
+def _linears(decoder: Decoder) -> list[Any]:
+    return [m for layer in decoder.layers for group in layer.products for m in group]
 
 
 def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
-    """Changes when trainable weights do: optimizers move version counters, writes to ``.data``
-    move the norms. Switching an adapter off or on changes it too."""
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
-    off = tuple(
-        getattr(m, "disable_adapters", False)
-        for layer in Decoder(model).layers
-        for group in layer.products
-        for m in group
-    )
+    """Changes when weights do, or when an adapter is switched: whatever torch writes moves version
+    counters, of frozen weights too. Writes to ``.data`` do not; for trainable weights the norms
+    show them."""
+    parameters = list(model.parameters())
+    trained = [p.detach() for p in parameters if p.requires_grad]
+    off = tuple(getattr(m, "disable_adapters", False) for m in _linears(Decoder(model)))
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (tuple(p._version for p in trained), off), norms
-
-
-def _active(linear: Any) -> Any:
-    return tuple(getattr(linear, "active_adapters", ()))
+    return (tuple(p._version for p in parameters), off), norms

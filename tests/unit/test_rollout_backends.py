@@ -1,7 +1,9 @@
-"""The backend on transformers' generate: stock answers, the trainer's log-probabilities, and
-nothing of a checkpoint's own generation settings."""
+"""What every backend that samples from a model owes: stock answers, the trainer's
+log-probabilities, and nothing of a checkpoint's own generation settings."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from foveal import FastVisionModel
 from foveal.models.family import placeholder_ids
 from foveal.models.forward import completion_logprobs
 from foveal.rollout import TransformersBackend
+from foveal.rollout.engine import Engine
 from foveal.testing import tiny
 from foveal.types import SamplingParams
 from tests.samples import build, picture, ragged_prompts, row, stock_inputs
@@ -18,13 +21,25 @@ from tests.samples import build, picture, ragged_prompts, row, stock_inputs
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0)
 
 
-def backend(model, processor, **options):
-    return TransformersBackend(model, processor.tokenizer, **options)
+@pytest.fixture(params=[TransformersBackend, Engine], ids=["transformers", "engine"])
+def backend(request):
+    """``backend(model, processor, **options)`` makes one."""
+    return partial(make, request.param)
 
 
-def draw(model, processor, prompts, n=1, **sampling):
-    settings = SamplingParams(**{"max_tokens": 6, "seed": 0, **sampling})
-    return backend(model, processor).generate(prompts, n, settings)
+def make(backend_class, model, processor, **options):
+    return backend_class(model, processor.tokenizer, **options)
+
+
+@pytest.fixture
+def draw(backend):
+    """``draw(model, processor, prompts, n, **sampling)``: groups of a fresh backend."""
+
+    def draw(model, processor, prompts, n=1, **sampling):
+        settings = SamplingParams(**{"max_tokens": 6, "seed": 0, **sampling})
+        return backend(model, processor).generate(prompts, n, settings)
+
+    return draw
 
 
 def ids_of(groups):
@@ -62,7 +77,7 @@ def stock_greedy(model, prompt, penalty):
 
 # A penalty keeps the random models from saying one token for ever, which would hide a wrong cache.
 @pytest.mark.parametrize("penalty", [1.0, 3.0])
-def test_greedy_equals_stock_generate_alone_and_in_a_ragged_batch(tiny_model, penalty):
+def test_greedy_equals_stock_generate_alone_and_in_a_ragged_batch(backend, tiny_model, penalty):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
     expected = [stock_greedy(model, prompt, penalty) for prompt in prompts]
@@ -76,7 +91,7 @@ def test_greedy_equals_stock_generate_alone_and_in_a_ragged_batch(tiny_model, pe
     assert [group.prompt for group in together] == prompts
 
 
-def test_several_greedy_completions_of_one_prompt_are_refused(tiny_model):
+def test_several_greedy_completions_of_one_prompt_are_refused(backend, tiny_model):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
     with pytest.raises(ValueError, match="n is 2 at temperature 0"):
@@ -97,7 +112,7 @@ TRUNCATIONS = [
 ]
 
 
-def test_recorded_logprobs_are_the_trainers_whatever_cuts_the_distribution(tiny_model):
+def test_recorded_logprobs_are_the_trainers_whatever_cuts_the_distribution(draw, tiny_model):
     """Before temperature was part of it, or after truncation, they would be another policy's."""
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
@@ -120,7 +135,7 @@ def test_recorded_logprobs_are_the_trainers_whatever_cuts_the_distribution(tiny_
             )
 
 
-def test_truncation_is_applied_to_the_draw():
+def test_truncation_is_applied_to_the_draw(backend, draw):
     """The equality above would also hold if top_k and its like were ignored."""
     model, processor = tiny("qwen2_5_vl")
     (prompt,) = build(model, processor, row("Say anything."))
@@ -136,7 +151,7 @@ def test_truncation_is_applied_to_the_draw():
 # -- a checkpoint's own settings
 
 
-def test_a_checkpoints_generation_config_does_not_leak_in():
+def test_a_checkpoints_generation_config_does_not_leak_in(draw):
     """Also not where a request leaves a setting open, which generate fills from the checkpoint."""
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
@@ -166,7 +181,7 @@ def test_a_checkpoints_generation_config_does_not_leak_in():
 # -- placeholders
 
 
-def test_placeholders_are_never_sampled_even_if_the_model_would_love_to(tiny_model):
+def test_placeholders_are_never_sampled_even_if_the_model_would_love_to(draw, tiny_model):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
     for token in placeholder_ids(model):
@@ -176,7 +191,7 @@ def test_placeholders_are_never_sampled_even_if_the_model_would_love_to(tiny_mod
             assert not any(token in ids for ids in ids_of(groups))
 
 
-def test_tokens_suppressed_on_request_are_not_sampled_either():
+def test_tokens_suppressed_on_request_are_not_sampled_either(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     love(model, 65)
@@ -188,7 +203,7 @@ def test_tokens_suppressed_on_request_are_not_sampled_either():
 # -- stopping
 
 
-def test_every_stop_token_ends_a_completion_and_belongs_to_it(tiny_model):
+def test_every_stop_token_ends_a_completion_and_belongs_to_it(draw, tiny_model):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
     stops = {*model.generation_config.eos_token_id, processor.tokenizer.eos_token_id}
@@ -201,7 +216,7 @@ def test_every_stop_token_ends_a_completion_and_belongs_to_it(tiny_model):
             assert completion.text == "" and len(completion.rollout_logprob) == 1
 
 
-def test_a_stop_token_of_the_request_counts_too():
+def test_a_stop_token_of_the_request_counts_too(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     love(model, 65)
@@ -209,7 +224,7 @@ def test_a_stop_token_of_the_request_counts_too():
     assert completion.ids == (65,) and completion.stop_reason == "stop"
 
 
-def test_a_completion_cut_at_the_budget_says_so_and_has_no_padding():
+def test_a_completion_cut_at_the_budget_says_so_and_has_no_padding(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     love(model, 65)
@@ -218,7 +233,7 @@ def test_a_completion_cut_at_the_budget_says_so_and_has_no_padding():
     assert len(completion.rollout_logprob) == 5
 
 
-def test_rows_that_stop_early_are_not_filled_up_with_padding():
+def test_rows_that_stop_early_are_not_filled_up_with_padding(draw):
     """Qwen's padding token is also a stop token: what follows the first stop is no completion."""
     model, processor = tiny("qwen2_5_vl")
     (prompt,) = build(model, processor, row("Say anything."))
@@ -236,7 +251,7 @@ def test_rows_that_stop_early_are_not_filled_up_with_padding():
 # -- random state, mode, weights
 
 
-def test_a_seed_repeats_its_draw_and_leaves_the_global_random_state_alone():
+def test_a_seed_repeats_its_draw_and_leaves_the_global_random_state_alone(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     before = torch.get_rng_state()
@@ -247,7 +262,7 @@ def test_a_seed_repeats_its_draw_and_leaves_the_global_random_state_alone():
     assert ids_of(first)[0] != ids_of(first)[1], "completions of a group are drawn apart"
 
 
-def test_without_a_seed_the_global_random_state_decides():
+def test_without_a_seed_the_global_random_state_decides(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     draws = []
@@ -258,7 +273,7 @@ def test_without_a_seed_the_global_random_state_decides():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_models_mode_and_gradients_are_as_before(training):
+def test_the_models_mode_and_gradients_are_as_before(draw, training):
     model, processor = tiny("qwen2_5_vl")
     model.train(training)
     draw(model, processor, ragged_prompts(model, processor))
@@ -266,7 +281,7 @@ def test_the_models_mode_and_gradients_are_as_before(training):
     assert torch.is_grad_enabled() and all(p.requires_grad for p in model.parameters())
 
 
-def test_an_error_while_generating_puts_mode_and_settings_back():
+def test_an_error_while_generating_puts_mode_and_settings_back(draw):
     model, processor = tiny("qwen2_5_vl")
     model.train()
     own = model.generation_config
@@ -280,7 +295,7 @@ def test_an_error_while_generating_puts_mode_and_settings_back():
     assert model.training and model.generation_config is own
 
 
-def test_an_update_of_the_adapter_is_seen_by_the_next_call(tiny_model):
+def test_an_update_of_the_adapter_is_seen_by_the_next_call(backend, tiny_model):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
     sampler = backend(FastVisionModel.get_peft_model(model, r=2), processor)
@@ -299,7 +314,7 @@ def test_an_update_of_the_adapter_is_seen_by_the_next_call(tiny_model):
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 4, 5])
-def test_no_more_rows_than_asked_for_are_decoded_at_once(max_rows):
+def test_no_more_rows_than_asked_for_are_decoded_at_once(backend, max_rows):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     seen = []
@@ -314,13 +329,13 @@ def test_no_more_rows_than_asked_for_are_decoded_at_once(max_rows):
     assert len(set(ids_of(groups))) > 4, "each part is drawn anew"
 
 
-def test_prompts_without_any_picture_need_none(tiny_model):
+def test_prompts_without_any_picture_need_none(draw, tiny_model):
     model, processor = tiny_model
     prompts = build(model, processor, row("What is one and one?"), row("And two?"))
     assert len(ids_of(draw(model, processor, prompts, n=2))) == 4
 
 
-def test_a_picture_is_seen_by_every_completion_of_its_group(tiny_model):
+def test_a_picture_is_seen_by_every_completion_of_its_group(draw, tiny_model):
     model, processor = tiny_model
     first, second = (
         build(model, processor, row("Which?", picture(seed, 64, 64))) for seed in (1, 2)
@@ -334,13 +349,17 @@ def test_a_picture_is_seen_by_every_completion_of_its_group(tiny_model):
 # -- stop strings, fixed lengths, streaming
 
 
-def test_a_stop_string_ends_its_row_alone_and_is_left_out_of_the_text():
+def test_a_stop_string_ends_its_row_alone_and_is_left_out_of_the_text(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     free = draw(model, processor, prompts, n=2, max_tokens=12)
-    text = free[0].completions[0].text
-    place = next(i for i in range(3, len(text)) if text[i].isascii() and text[i] not in text[:i])
-    stop = text[place]
+    texts = [completion.text for group in free for completion in group.completions]
+    stop = next(
+        text[i]
+        for text in texts
+        for i in range(3, len(text))
+        if text[i].isascii() and text[i] not in text[:i]
+    )
     for group, before in zip(
         draw(model, processor, prompts, n=2, max_tokens=12, stop=(stop,)), free, strict=True
     ):
@@ -352,7 +371,7 @@ def test_a_stop_string_ends_its_row_alone_and_is_left_out_of_the_text():
             assert (stop in processor.tokenizer.decode(cut.ids)) == (stop in whole.text)
 
 
-def test_ignoring_the_end_gives_exactly_the_budget():
+def test_ignoring_the_end_gives_exactly_the_budget(draw):
     model, processor = tiny("qwen2_5_vl")
     prompts = ragged_prompts(model, processor)
     end = processor.tokenizer.eos_token_id
@@ -363,8 +382,8 @@ def test_ignoring_the_end_gives_exactly_the_budget():
     assert all(c.truncated for group in groups for c in group.completions)
 
 
-@pytest.mark.parametrize("max_rows", [None, 3, 4])
-def test_tokens_are_shown_as_they_arrive_each_at_its_own_place(max_rows):
+@pytest.mark.parametrize("max_rows", [12, 3, 4])
+def test_tokens_are_shown_as_they_arrive_each_at_its_own_place(backend, max_rows):
     model, processor = tiny("qwen2_5_vl")
     love(model, processor.tokenizer.eos_token_id, by=3.0)
     seen, order = {}, []
