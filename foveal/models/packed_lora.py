@@ -52,6 +52,8 @@ class PackedLora:
     """
 
     def __init__(self, groups: Iterable[list[nn.Module]], dtype: torch.dtype) -> None:
+        groups = list(groups)
+        self._all = [module for group in groups for module in group]
         adapted = [group for group in groups if any(_live(module) for module in group)]
         modules: list[Any] = [module for group in adapted for module in group]
         widest = max((sum(a.shape[0] for a, _, _ in _live(m)) for m in modules), default=0)
@@ -77,7 +79,18 @@ class PackedLora:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the adapters as they are now; one that is switched off counts as zero."""
+        """Copy the adapters as they are now; one that is switched off counts as zero.
+
+        Raises:
+            RuntimeError: if an adapter came or grew since the pack was made.
+        """
+        for module in self._all:
+            rank = sum(a_RK.shape[0] for a_RK, _, _ in _live(module))
+            if rank > (self.rank if id(module) in self._factors else 0):
+                raise RuntimeError(
+                    f"a layer's adapters have rank {rank} together, and there is no room for them "
+                    "among the packed ones; switch adapters on before the engine is made"
+                )
         for module in self._modules:
             factors, at = self._factors[id(module)], 0
             for a_RK, b_NR, scale in _live(module):
