@@ -118,7 +118,9 @@ def recorded(monkeypatch, capability: int, width: int, ratio: int, cache: torch.
     monkeypatch.setattr(kernels, "join_kernel", join)
     real_shape = decode_attention.launch_shape
     on_card = SimpleNamespace(is_cuda=True, element_size=lambda: 2, device=None)
-    monkeypatch.setattr(decode_attention, "launch_shape", lambda width, q: real_shape(width, on_card))
+    monkeypatch.setattr(
+        decode_attention, "launch_shape", lambda width, q: real_shape(width, on_card)
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: divmod(capability, 10))
     half = torch.float16 if capability == 75 else torch.bfloat16
     meta = torch.device("meta")

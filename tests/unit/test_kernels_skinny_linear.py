@@ -29,7 +29,9 @@ def test_reference_is_what_peft_computes():
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model = nn.ModuleDict({"gate": nn.Linear(24, 40, bias=False), "up": nn.Linear(24, 40, bias=False)})
+    model = nn.ModuleDict(
+        {"gate": nn.Linear(24, 40, bias=False), "up": nn.Linear(24, 40, bias=False)}
+    )
     config = LoraConfig(r=4, lora_alpha=12, target_modules=["gate", "up"], init_lora_weights=False)
     layers = list(get_peft_model(model, config).base_model.model.values())
     x_BK = torch.randn(5, 24)

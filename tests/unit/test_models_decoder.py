@@ -91,8 +91,7 @@ def test_decoding_token_by_token_equals_a_forward_of_whole_rows(family):
         own = [[next(pages), next(pages)] for _ in of]
         for at in range(TOKENS):
             rows = [
-                sequence(requests[id(p)], at, own[r], completions[r][at])
-                for r, p in enumerate(of)
+                sequence(requests[id(p)], at, own[r], completions[r][at]) for r, p in enumerate(of)
             ]
             tables.fill(rows, 4)
             batch = tables.rows(4)
@@ -296,10 +295,19 @@ def test_a_change_of_the_adapters_acts_after_a_refresh(layers):
     assert packed.factors(layers.q) is factors and factors.b_NR.data_ptr() == address
 
 
-def test_an_adapter_that_finds_no_room_is_not_left_out_in_silence(layers):
-    """Packed while adapters are off, there is no room for them once they are on."""
+def test_adapters_that_were_off_when_they_were_packed_act_once_they_are_on(layers):
     with layers.model.disable_adapter():
         packed = packed_of(layers)
+        factors = packed.factors(layers.q)
+        assert factors is not None and not factors.b_NR.any()
+    packed.refresh()
+    assert_acts_as_peft(packed, layers.q, layers.v)
+
+
+def test_an_adapter_that_finds_no_room_is_not_left_out_in_silence(layers):
+    layers.model.base_model.set_adapter(["large"])
+    packed = packed_of(layers)
+    layers.model.base_model.set_adapter(["default", "large"])
     with pytest.raises(RuntimeError, match="rank 20"):
         packed.refresh()
 
@@ -310,3 +318,5 @@ def test_layers_with_adapters_that_cannot_be_packed_are_named(layers):
     assert found is not None and found == (layers.plain, [])
     layers.q.lora_B["default"].bias = nn.Parameter(torch.zeros(24))
     assert lora_of(layers.q) is None
+    with layers.model.disable_adapter():
+        assert lora_of(layers.q) is None, "it would have to be called as soon as it is on again"

@@ -90,9 +90,7 @@ def stores():
             k_BKC, v_BKC = k_BKC.to(cache), v_BKC.to(cache)
         write_cache(expected, 2, rows, k_BKC, v_BKC)
         address = torch.tensor([arena.data_ptr()])
-        store_cache(
-            k_BKC, v_BKC, address, 2 * arena.stride(1), arena.stride(0), rows, cache
-        )
+        store_cache(k_BKC, v_BKC, address, 2 * arena.stride(1), arena.stride(0), rows, cache)
         assert torch.equal(arena.float(), expected.float()), cache
 
 
@@ -113,11 +111,12 @@ def reference(parts_SBN, biases, norm_weights, angles, heads, kv_heads, width, a
 def heads_into_the_cache():
     heads, kv_heads, width = 3, 2, 32
     B, N = len(CACHED), (heads + 2 * kv_heads) * width
-    cos_TC, sin_TC = numbers(300, width, seed=4).cos().half(), numbers(300, width, seed=5).sin().half()
-    base_B = torch.tensor([3, 0, 100, 17, 40, 5, 60], dtype=torch.int32)
-    bias = tuple(
-        numbers(n * width, seed=6, dtype=HALF) for n in (heads, kv_heads, kv_heads)
+    cos_TC, sin_TC = (
+        numbers(300, width, seed=4).cos().half(),
+        numbers(300, width, seed=5).sin().half(),
     )
+    base_B = torch.tensor([3, 0, 100, 17, 40, 5, 60], dtype=torch.int32)
+    bias = tuple(numbers(n * width, seed=6, dtype=HALF) for n in (heads, kv_heads, kv_heads))
     norm = (numbers(width, seed=8, dtype=HALF), numbers(width, seed=9, dtype=HALF))
     for split, biases, weights, add_one, cache in (
         (1, None, None, False, HALF),
@@ -153,9 +152,7 @@ def gates():
     gate_BN, up_BN = pair_B2N.chunk(2, 1)
     for gelu in (False, True):
         out_BN = torch.full((rows, N), math.nan, dtype=HALF)
-        gate_kernel[(rows, triton.cdiv(N, 64))](
-            pair_B2N, out_BN, N, BLOCK=64, GELU=gelu, PDL=False
-        )
+        gate_kernel[(rows, triton.cdiv(N, 64))](pair_B2N, out_BN, N, BLOCK=64, GELU=gelu, PDL=False)
         act_BN = F.gelu(gate_BN, approximate="tanh") if gelu else F.silu(gate_BN)
         torch.testing.assert_close(out_BN, act_BN * up_BN, atol=2e-3, rtol=2e-3)
 
