@@ -97,7 +97,9 @@ def decode_attention_reference(
     prompt_part, own_part = weights.split([prefix_k.shape[2], suffix_k.shape[2]], dim=-1)
     prompt_XRKGT = prompt_part[rows.chunk_rows_XR.clamp(min=0).long()]
     out_XRKGC = torch.einsum("xrkgt,xktc->xrkgc", prompt_XRKGT, prefix_v)
-    out_BKGC = out_XRKGC.flatten(0, 1)[place_B]
+    # A row without a prompt (padding) has no place of its own there.
+    with_prompt_B = (rows.prompt_length_B > 0)[:, None, None, None]
+    out_BKGC = out_XRKGC.flatten(0, 1)[place_B] * with_prompt_B
     out_BKGC = out_BKGC + torch.einsum("bkgt,bktc->bkgc", own_part, suffix_v)
     return out_BKGC.reshape(B, H, C).to(q_BHC.dtype)
 

@@ -32,14 +32,23 @@ def why_not_fused(decoder: Decoder, *, interpreted: bool = False) -> str | None:
         return f"its weights are {str(decoder.dtype).removeprefix('torch.')}"
     if decoder.width & (decoder.width - 1) or not 16 <= decoder.width <= 256:
         return f"its heads are {decoder.width} wide, not a power of two from 16 to 256"
-    if decoder.vocabulary < 16 or type(decoder.head) is not nn.Linear:
-        return "its head is no plain linear layer"
-    for layer in decoder.layers:
-        for group in layer.products:
-            for module in group:
-                if lora_of(module) is None:
-                    return f"a {type(module).__name__} layer has to be called as it is"
-    return None
+    head = decoder.head
+    if decoder.vocabulary < 16 or type(head) is not nn.Linear or head.bias is not None:
+        return "its head is no plain linear layer without a bias"
+    reasons = (_why_layer_not_fused(layer) for layer in decoder.layers)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _why_layer_not_fused(layer: Layer) -> str | None:
+    biased = []
+    for module in (module for group in layer.products for module in group):
+        found = lora_of(module)
+        if found is None:
+            return f"a {type(module).__name__} layer has to be called as it is"
+        biased.append(found[0].bias is not None)
+    if any(biased[3:]):
+        return "a layer other than q, k and v has a bias"
+    return "of q, k and v some have a bias and some not" if len(set(biased[:3])) > 1 else None
 
 
 @dataclass(slots=True)
