@@ -47,7 +47,7 @@ class Sampler:
         self.needs_seen = sampling.repetition_penalty != 1.0
         """Whether calls need ``seen_BV``; see :func:`seen_rows` and :func:`mark_seen`."""
         never = sorted({*never_ids, *sampling.suppress_token_ids})
-        self._ahead: dict[int, tuple[int, Any]] = {}
+        self._ahead: dict[tuple[int, int], Any] = {}
         self.suppress_V = _mask(never, vocab_size, device) if never else None
 
     def uniforms(self, seeds: Sequence[int], firsts: Sequence[int], steps: int) -> Tensor:
@@ -59,24 +59,35 @@ class Sampler:
         Args:
             seeds: of the B rows, from :func:`foveal.kernels.philox.row_seed`.
             firsts: index of each row's next token within its completion, from 0.
-            steps: how many tokens each row is going to draw, at most ``AHEAD``.
+            steps: how many tokens each row is going to draw.
         """
         uniform_SB = np.empty((steps, len(seeds)), dtype=np.float32)
         wanted = list(zip(seeds, firsts, strict=True))
-        known = self._ahead
-        missing = [
-            (seed, first) for seed, first in wanted
-            if seed not in known or not known[seed][0] <= first <= known[seed][0] + AHEAD - steps
-        ]  # fmt: skip
-        if missing:
-            seed_BA = torch.tensor([s for s, _ in missing])[:, None].expand(-1, AHEAD)
-            step_BA = torch.tensor([f for _, f in missing])[:, None] + torch.arange(AHEAD)
-            flat = philox_uniform(seed_BA.flatten(), step_BA.flatten()).view(-1, AHEAD)
-            known.update((s, (f, row)) for (s, f), row in zip(missing, flat.numpy(), strict=True))
+        blocks = {
+            (seed, block)
+            for seed, first in wanted
+            for block in range(first // AHEAD, (first + steps - 1) // AHEAD + 1)
+        }
+        self._compute(sorted(blocks - self._ahead.keys()))
         for column, (seed, first) in enumerate(wanted):
-            begin, numbers = known[seed]
-            uniform_SB[:, column] = numbers[first - begin : first - begin + steps]
+            done = 0
+            while done < steps:
+                block, at = divmod(first + done, AHEAD)
+                count = min(steps - done, AHEAD - at)
+                numbers = self._ahead[seed, block]
+                uniform_SB[done : done + count, column] = numbers[at : at + count]
+                done += count
         return torch.from_numpy(uniform_SB)
+
+    def _compute(self, blocks: list[tuple[int, int]]) -> None:
+        """Random numbers of (seed, block of ``AHEAD`` tokens), all in one go."""
+        if not blocks:
+            return
+        seed_BA = torch.tensor([seed for seed, _ in blocks])[:, None].expand(-1, AHEAD)
+        first_B1 = torch.tensor([block * AHEAD for _, block in blocks])[:, None]
+        step_BA = first_B1 + torch.arange(AHEAD)
+        flat = philox_uniform(seed_BA.flatten(), step_BA.flatten()).view(-1, AHEAD).numpy()
+        self._ahead.update(zip(blocks, flat, strict=True))
 
     def __call__(
         self,
