@@ -77,6 +77,7 @@ def evaluate(
         )
         groups = answers.generate(prompts, num_generations, sampling)
         rewards_BF += reward_groups(caller, groups).rewards_BF
+    answers.standby()
     means = {}
     for column, name in enumerate(caller.names):
         given = [row[column] for row in rewards_BF if row[column] == row[column]]

@@ -21,7 +21,8 @@ from torch import nn
 from foveal.data import PromptBuilder, PromptReader, list_prompts
 from foveal.models.family import stock_model
 from foveal.models.state import state_of
-from foveal.rollout import OnTokens, RolloutBackend, TextStream, TransformersBackend
+from foveal.rollout import OnTokens, RolloutBackend, TextStream
+from foveal.rollout.engine import engine_of
 from foveal.rollout.requests import DEFAULT_MAX_TOKENS, sampling_from
 from foveal.types import Completion, Group, Prompt, SamplingParams, StopReason
 
@@ -60,7 +61,7 @@ class Generation:
 
 def backend_of(model: nn.Module, processor: Any) -> RolloutBackend:
     """Where completions of a model come from."""
-    return TransformersBackend(model, processor.tokenizer, max_rows=32)
+    return engine_of(model, processor.tokenizer)
 
 
 def bind_generation(model: nn.Module, processor: Any) -> None:

@@ -222,6 +222,11 @@ class Workspace:
         self._outgrown: list[Tensor] = []
         self._empty = empty
 
+    @property
+    def bytes(self) -> int:
+        tensors = [self.residual, self.h, self.q, self.out, self.act, *self._parts.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
     def view(self, product: SkinnyLinear) -> Tensor:
         """Room for the parts of a product, ``[S, B, N]`` in float32."""
         size = product.parts * product.rows * product.total

@@ -80,6 +80,10 @@ class PackedLora:
             at = end
         self.refresh()
 
+    @property
+    def bytes(self) -> int:
+        return self._flat.numel() * self._flat.element_size()
+
     def factors(self, module: nn.Module) -> Factors | None:
         return self._factors.get(id(module))
 

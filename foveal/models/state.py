@@ -41,6 +41,9 @@ class ModelState:
     """vLLM rollouts were asked for."""
     gpu_memory_utilization: float | None = None
     """Part of the GPU that rollouts may take, in (0, 1]."""
+    engine: Any = None
+    """The rollout engine made for the model (``foveal.rollout.engine.engine_of``); a copy of the
+    model makes its own."""
     changes: list[str] = field(default_factory=list)
     """What was changed on this instance, one ``topic: line`` each."""
 

@@ -36,3 +36,7 @@ class RolloutBackend(Protocol):
             them, or None if the backend has none.
         """
         ...
+
+    def standby(self) -> None:
+        """Give back memory that only rollouts need; the next ``generate`` takes it anew."""
+        ...

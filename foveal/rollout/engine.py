@@ -33,14 +33,14 @@ from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
 from foveal.models.state import say, state_of
 from foveal.rollout.backend import OnTokens
-from foveal.rollout.budget import CacheBudget
+from foveal.rollout.budget import GIB, CacheBudget
 from foveal.rollout.pages import PagePool
 from foveal.rollout.runner import MAX_BURST, Drawn, Runner
 from foveal.rollout.sampler import Sampler
 from foveal.rollout.scheduler import Request, Scheduler, Sequence
 from foveal.rollout.stopping import StopRule
 from foveal.rollout.transformers_backend import stop_token_ids
-from foveal.types import Completion, Group, Prompt, SamplingParams
+from foveal.types import PAGE, Completion, Group, Prompt, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Engine:
         graphs: bool = True,
         fused: bool = True,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = stock_model(model), tokenizer
         self.features = features if features is not None else FeatureCache()
         self._own_features = features is None
         fast_vision_attention(model)
@@ -99,6 +99,7 @@ class Engine:
         self._structure: Any = None
         self._weights: tuple[Any, Tensor] | None = None
         self._submitted = 0
+        self._planned_pages = 0
         self.timings: dict[str, float] = defaultdict(float)
         """Seconds of the last rollout by part."""
 
@@ -149,6 +150,18 @@ class Engine:
         self._scheduler = None
         if self._runner is not None:
             self._runner.sleep()
+
+    def share_features(self, features: FeatureCache) -> None:
+        """Keep encoded pictures there from now on; whose they are clears them."""
+        self.features, self._own_features = features, False
+        if self._runner is not None:
+            self._runner.features = features
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """A copy of a model has no engine yet: graphs and pages belong to the weights they read."""
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     @property
     def captures(self) -> int:
@@ -284,10 +297,26 @@ class Engine:
         self.standby()
         pages = self.budget.pages(wanted, runner.page_bytes, runner.device, requests)
         runner.wake(pages + 1)
+        runner.prepare(min(self.max_rows, sum(r.n for r in requests)))
+        self._say_plan(runner, pages)
         self._scheduler = Scheduler(
             PagePool(pages + 1), self.max_rows, MAX_BURST if runner.device.type == "cuda" else 4
         )
         return self._scheduler
+
+    def _say_plan(self, runner: Runner, pages: int) -> None:
+        """One line about what rollouts take, when that is first known and when it grows."""
+        if pages <= self._planned_pages:
+            return
+        self._planned_pages = pages
+        allowed = self.budget.bytes_allowed(runner.device) / GIB
+        graphs = f", CUDA graphs {runner.graph_bytes / GIB:.2f} GiB" if runner.captures else ""
+        say(
+            f"rollouts: at most {self.max_rows} completions at once, KV cache "
+            f"{(pages + 1) * runner.page_bytes / GIB:.2f} GiB ({pages} pages of {PAGE} tokens, "
+            f"{str(runner.cache_dtype).removeprefix('torch.')}; {allowed:.1f} GiB more may be had), "
+            f"workspace {runner.workspace_bytes / GIB:.2f} GiB{graphs}"
+        )
 
     # -- after it
 
@@ -303,6 +332,31 @@ class Engine:
         begin = time.perf_counter()
         yield
         self.timings[part] += time.perf_counter() - begin
+
+
+def engine_of(
+    model: nn.Module,
+    tokenizer: Any,
+    *,
+    features: FeatureCache | None = None,
+    max_rows: int | None = None,
+) -> Engine:
+    """The engine of a model: one for whoever samples from it, so that graphs are captured once.
+
+    Args:
+        model: stock model or its PEFT wrapper.
+        tokenizer: decodes completions.
+        features: where encoded pictures are kept from now on; as before if None.
+        max_rows: most completions decoded at a time; as before, or 128, if None.
+    """
+    state = state_of(model)
+    engine: Engine | None = state.engine
+    fits = engine is not None and engine.tokenizer is tokenizer
+    if engine is None or not fits or max_rows not in (None, engine.max_rows):
+        state.engine = engine = Engine(model, tokenizer, features, max_rows=max_rows or 128)
+    if features is not None:
+        engine.share_features(features)
+    return engine
 
 
 def _longest(model: nn.Module) -> int:

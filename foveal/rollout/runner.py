@@ -102,12 +102,23 @@ class Runner:
         self._steps: dict[int, Callable[[], None]] = {}
         self.captures = 0
         """Graphs captured so far."""
+        self.graph_bytes = 0
+        """Device memory that they hold."""
 
     # -- memory
 
     @property
     def page_bytes(self) -> int:
         return self.decoder.page_elements * PAGE * self.cache_dtype.itemsize
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Of what is held between rollouts beside graphs."""
+        tensors = [self.logits, *self.tables.on_device.values()]
+        tensors += [part for pair in self.rotary.values() for part in pair]
+        own = sum(t.numel() * t.element_size() for t in tensors)
+        own += 0 if self.lora is None else self.lora.bytes
+        return own + (0 if self._room is None else self._room.bytes)
 
     @property
     def awake(self) -> bool:
@@ -278,6 +289,7 @@ class Runner:
                 list(threads.map(lambda task: task(), tasks))
             torch.cuda.synchronize(self.device)
         pool = torch.cuda.graph_pool_handle() if self._graphs else None
+        before = torch.cuda.memory_allocated(self.device) if pool is not None else 0
         for bucket in missing:
             run = self._runnable(bucket, fused.get(bucket))
             if pool is not None:
@@ -285,6 +297,8 @@ class Runner:
                     run = GraphStep(run, self._pool(pool))
                 self.captures += 1
             self._steps[bucket] = run
+        if pool is not None:
+            self.graph_bytes += torch.cuda.memory_allocated(self.device) - before
 
     def _step(self, bucket: int) -> Callable[[], None]:
         if bucket not in self._steps:

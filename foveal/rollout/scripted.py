@@ -38,6 +38,9 @@ class ScriptedBackend:
                     on_tokens(place, sample, list(completion.ids))
         return groups
 
+    def standby(self) -> None:
+        """Nothing is kept between calls."""
+
     def _answers(self, prompt: Prompt, n: int, sampling: SamplingParams) -> tuple[Completion, ...]:
         lines = list(self.script(prompt, n))
         if len(lines) != n:

@@ -63,6 +63,9 @@ class TransformersBackend:
                 groups += self._groups(part, n, rows, sampling, show)
         return groups
 
+    def standby(self) -> None:
+        """Nothing is kept between calls."""
+
     def _groups(
         self,
         prompts: Sequence[Prompt],

@@ -69,7 +69,8 @@ class GRPOConfig(TrainingArguments):
     min_p: float | None = None
     repetition_penalty: float = 1.0
     rollout_rows: int | None = None
-    """Completions decoded at once; all of a rollout if None. Lower it to save memory."""
+    """Completions decoded at once; all of a rollout, up to 128, if None. Lower it to save memory:
+    the others wait their turn."""
     dynamic_sampling: bool = False
     """Draw other prompts for groups whose rewards have no spread (DAPO, arXiv:2503.14476)."""
     max_resample_times: int = 3
@@ -219,6 +220,14 @@ class GRPOConfig(TrainingArguments):
                 "an optimizer step; raise or lower it to a whole number of optimizer steps"
             )
         return rows
+
+    @property
+    def rows_at_once(self) -> int:
+        """Completions that the engine decodes at a time."""
+        if self.rollout_rows is not None:
+            return self.rollout_rows
+        assert self.generation_batch_size is not None
+        return min(128, max(self.generation_batch_size, self.per_device_eval_batch_size))
 
     @property
     def prompts_per_micro_step(self) -> int:

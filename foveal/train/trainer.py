@@ -33,7 +33,7 @@ from foveal.models.family import placeholder_ids
 from foveal.models.forward import FeatureCache
 from foveal.models.state import state_of
 from foveal.rewards.call import RewardCaller
-from foveal.rollout import RolloutBackend, TransformersBackend
+from foveal.rollout import RolloutBackend, engine_of
 from foveal.train.config import GRPOConfig
 from foveal.train.console import Interrupt, RewardProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
@@ -71,7 +71,7 @@ class GRPOTrainer(WholeCheckpoints):
         processing_class: the model's processor; found by the model's name if None.
         callbacks, optimizers: as in ``transformers.Trainer``.
         peft_config: adapter to add to a model that has none.
-        rollout_backend: where completions come from; transformers' generate if None.
+        rollout_backend: where completions come from; the engine if None.
 
     Raises:
         ValueError: for arguments that contradict each other, before anything is computed.
@@ -124,10 +124,11 @@ class GRPOTrainer(WholeCheckpoints):
         """The model, adapted: what is sampled from and trained."""
         self.reference = Reference(model, config.reference) if config.beta else None
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        self.backend: RolloutBackend = rollout_backend or TransformersBackend(
-            model, tokenizer, config.rollout_rows
-        )
         self.features = FeatureCache()
+        """Encoded pictures of a window, for rollout and training alike."""
+        self.backend: RolloutBackend = rollout_backend or engine_of(
+            model, tokenizer, features=self.features, max_rows=config.rows_at_once
+        )
         self.meter = PhaseMeter(self.args.device)
         self.metrics = MetricLog()
         chosen = state_of(model).checkpointing
@@ -175,6 +176,11 @@ class GRPOTrainer(WholeCheckpoints):
     def _prompts(self, rows: RowSource, indices: Sequence[int]) -> list[Prompt]:
         return [self.builder.build(rows[index], index) for index in indices]
 
+    def _evaluation_prompts(self, rows: RowSource, indices: Sequence[int]) -> list[Prompt]:
+        # Pictures of the batch before are done with; a whole evaluation set would fill the GPU.
+        self.features.clear()
+        return self._prompts(rows, indices)
+
     # -- the step
 
     def training_step(
@@ -218,6 +224,8 @@ class GRPOTrainer(WholeCheckpoints):
             trainer_state=self.state,
             redraw=self._redraw(micro) if self.config.dynamic_sampling else None,
         )
+        # From here on the memory belongs to training.
+        self.backend.standby()
         if self.config.needs_old_logprobs or self.spec.top_entropy_quantile < 1:
             with self.meter("old_logprob"):
                 score_old(self.policy, window, self.config, self.features)
@@ -333,12 +341,13 @@ class GRPOTrainer(WholeCheckpoints):
         started = time.time()
         metrics = evaluation_metrics(
             self._collector(evaluation=True),
-            lambda some: self._prompts(rows, some),
+            lambda some: self._evaluation_prompts(rows, some),
             indices,
             completions_at_once=self.args.per_device_eval_batch_size,
             device=self.args.device,
             trainer_state=self.state,
         )
+        self.backend.standby()
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         metrics[f"{metric_key_prefix}_num_tokens"] = self.state.num_input_tokens_seen
         metrics |= speed_metrics(metric_key_prefix, started, num_samples=len(indices))

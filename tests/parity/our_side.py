@@ -89,6 +89,9 @@ class OurScript:
             lambda prompt, n: script(prompt.ids, tokenizer.eos_token_id)[:n], tokenizer
         )
 
+    def standby(self) -> None:
+        pass
+
     def generate(self, prompts: Sequence[Prompt], n: int, sampling: SamplingParams) -> list[Group]:
         groups = self.backend.generate(prompts, n, sampling)
         if self.rollout_logprobs is None:

@@ -323,6 +323,9 @@ def test_rows_one_by_one_give_the_update_of_all_at_once(tmp_path, loss_type):
 class OtherPolicy(ScriptedBackend):
     """Claims log-probabilities of a policy that is not the trainer's."""
 
+    def standby(self):
+        pass
+
     def generate(self, prompts, n, sampling):
         return [
             Group(
