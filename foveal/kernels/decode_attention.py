@@ -97,7 +97,9 @@ def decode_attention_reference(
     prompt_part, own_part = weights.split([prefix_k.shape[2], suffix_k.shape[2]], dim=-1)
     prompt_XRKGT = prompt_part[rows.chunk_rows_XR.clamp(min=0).long()]
     out_XRKGC = torch.einsum("xrkgt,xktc->xrkgc", prompt_XRKGT, prefix_v)
-    out_BKGC = out_XRKGC.flatten(0, 1)[place_B]
+    # A row without a prompt (padding) has no place of its own there.
+    with_prompt_B = (rows.prompt_length_B > 0)[:, None, None, None]
+    out_BKGC = out_XRKGC.flatten(0, 1)[place_B] * with_prompt_B
     out_BKGC = out_BKGC + torch.einsum("bkgt,bktc->bkgc", own_part, suffix_v)
     return out_BKGC.reshape(B, H, C).to(q_BHC.dtype)
 
@@ -163,7 +165,6 @@ class DecodeAttention:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
-        pdl: bool = False,
     ) -> None:
         """Attend and write ``out_BHC``.
 
@@ -177,7 +178,6 @@ class DecodeAttention:
             window: a key is seen if it is less than ``window`` positions before the query;
                 0 for all.
             softcap: ``softcap * tanh(score / softcap)``; 0 for none.
-            pdl: launch beside the end of the kernel before (sm_90).
         """
         import triton
 
@@ -186,7 +186,6 @@ class DecodeAttention:
         ratio = self.heads // self.kv_heads
         chunk_rows = rows.chunk_rows_XR.shape[1]
         grid = (self.kv_heads, PREFIX_PROGRAMS + self.rows * self.splits)
-        extra = {"launch_pdl": True} if pdl else {}
         parts_kernel[grid](
             q_BHC,
             self.part,
@@ -218,9 +217,7 @@ class DecodeAttention:
             SLOTS=self.slots,
             WINDOW=window,
             SOFTCAP=softcap > 0,
-            PDL=pdl,
             **launch_shape(self.width, q_BHC),
-            **extra,
         )
         join_kernel[(self.rows, self.heads)](
             self.part,
@@ -232,9 +229,7 @@ class DecodeAttention:
             SUFFIX_SPLITS=self.splits,
             SLOTS=self.slots,
             PADDED=triton.next_power_of_2(self.slots),
-            PDL=pdl,
             num_warps=1 if self.width <= 128 else 2,
-            **extra,
         )
 
 
@@ -251,8 +246,15 @@ def triton_type(dtype: torch.dtype) -> Any:
 
 
 def launch_shape(width: int, q: Tensor) -> dict[str, int]:
-    """Tile and pipeline depth that fit the card's shared memory (64 KB on sm_75)."""
-    bytes_each = q.element_size()
-    small = q.is_cuda and torch.cuda.get_device_capability(q.device) < (8, 0)
-    tokens = 64 if width * bytes_each <= 256 and not small else 32 if width * bytes_each <= 512 else 16
-    return {"BLOCK_T": tokens, "num_warps": 4, "num_stages": 2 if small else 3}
+    """Tile and pipeline depth: measured on an H100, cut down to other cards' shared memory (64 KB
+    on sm_75, 99 KB on sm_89)."""
+    capability = torch.cuda.get_device_capability(q.device) if q.is_cuda else (9, 0)
+    row_bytes = width * q.element_size()
+    tile_bytes = (32 if capability >= (9, 0) else 16 if capability >= (8, 0) else 8) << 10
+    tokens = max(16, min(64, tile_bytes // row_bytes))
+    return {"BLOCK_T": tokens, "num_warps": 4, "num_stages": 2}
+
+
+def prefix_splits(chunks: int) -> int:
+    """Stretches of each prompt: few prompts are cut finer, to fill the card."""
+    return max(2, min(PREFIX_SPLITS, 16 // max(1, chunks)))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -146,13 +145,10 @@ def parts_kernel(
     PAGE: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK_ROWS: tl.constexpr,
     CHUNK_QUERIES: tl.constexpr, ROW_QUERIES: tl.constexpr,
     PREFIX_PROGRAMS: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     program = tl.program_id(1)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     cache_ptr = tl.load(address_ptr).to(tl.pointer_type(CACHE))
     cache_ptr = tl.multiple_of(cache_ptr, 16) + layer_offset + head * PAGE * C
     if program < PREFIX_PROGRAMS:
@@ -177,16 +173,13 @@ def parts_kernel(
 def join_kernel(
     part_ptr, lse_ptr, out_ptr, prefix_parts_ptr,
     HEADS: tl.constexpr, C: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    PADDED: tl.constexpr, PDL: tl.constexpr,
+    PADDED: tl.constexpr,
 ):  # fmt: skip
     """Parts of one query head, weighted by their log-sum-exp."""
     row = tl.program_id(0)
     query = row * HEADS + tl.program_id(1)
     at_s = tl.arange(0, PADDED)
     at_c = tl.arange(0, C)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     real = at_s < SUFFIX_SPLITS + tl.load(prefix_parts_ptr + row)
     lse = tl.load(lse_ptr + query * SLOTS + at_s, mask=real, other=float("-inf"))
     weight = tl.exp2(lse - tl.max(lse, 0))

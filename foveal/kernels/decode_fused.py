@@ -16,7 +16,9 @@ from torch import Tensor
 from foveal.kernels.decode_attention import PAGE, PagedRows, triton_type
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, add_one: bool, half: torch.dtype) -> Tensor:
+def rms_norm_reference(
+    x: Tensor, weight: Tensor, eps: float, add_one: bool, half: torch.dtype
+) -> Tensor:
     """Root-mean-square norm (arXiv:1910.07467); ``add_one`` as in Gemma, before the rounding."""
     x = x.float()
     x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
@@ -53,7 +55,6 @@ def residual_norm(
     eps: float,
     add_one: bool,
     after_D: Tensor | None = None,
-    pdl: bool = False,
 ) -> None:
     """Add to the residual stream in place and write its norm.
 
@@ -83,9 +84,7 @@ def residual_norm(
         BLOCK_D=block,
         AFTER=after_D is not None,
         ADD_ONE=add_one,
-        PDL=pdl,
         num_warps=min(16, max(1, block // 256)),
-        **({"launch_pdl": True} if pdl else {}),
     )
 
 
@@ -158,7 +157,6 @@ def rotary_cache(
     cache_dtype: torch.dtype,
     eps: float,
     add_one: bool,
-    pdl: bool = False,
 ) -> None:
     """Finish q, k and v of one token a row.
 
@@ -204,7 +202,5 @@ def rotary_cache(
         NORM=norms is not None,
         ADD_ONE=add_one,
         FP8=cache_dtype == torch.float8_e4m3fn,
-        PDL=pdl,
         num_warps=1,
-        **({"launch_pdl": True} if pdl else {}),
     )

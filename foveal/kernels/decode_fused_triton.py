@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -21,15 +20,11 @@ def _normed(x, weight_ptr, at, real, D, eps, ADD_ONE: tl.constexpr, HALF: tl.con
 def residual_norm_kernel(
     parts_ptr, residual_ptr, out_ptr, after_ptr, before_ptr, rows, D, eps,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, AFTER: tl.constexpr, ADD_ONE: tl.constexpr,
-    PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK_D)
     real = at < D
     here = row * D + at
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     half = out_ptr.dtype.element_ty
     x = tl.load(residual_ptr + here, mask=real, other=0.0).to(tl.float32)
     if SPLIT > 0:
@@ -52,7 +47,7 @@ def rotary_cache_kernel(
     cached_ptr, base_position_ptr, rows, eps,
     CACHE: tl.constexpr, SPLIT: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
     C: tl.constexpr, PAGE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
-    ADD_ONE: tl.constexpr, FP8: tl.constexpr, PDL: tl.constexpr,
+    ADD_ONE: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: sum the parts, bias, norm, rotate; q goes out, k and v to the cache."""
     row = tl.program_id(0)
@@ -63,9 +58,6 @@ def rotary_cache_kernel(
     is_q = head < HEADS
     is_v = head >= HEADS + KV
     width = (HEADS + 2 * KV) * C
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     first = tl.zeros((HALF_C,), tl.float32)
     second = tl.zeros((HALF_C,), tl.float32)
     for split in tl.static_range(SPLIT):
@@ -106,7 +98,9 @@ def rotary_cache_kernel(
         sin2 = tl.load(sin_ptr + angle + HALF_C).to(tl.float32)
         # Each product is rounded, as in q * cos + rotate_half(q) * sin.
         first = ((x1 * cos1).to(half).to(tl.float32) - (x2 * sin1).to(half).to(tl.float32)).to(half)
-        second = ((x2 * cos2).to(half).to(tl.float32) + (x1 * sin2).to(half).to(tl.float32)).to(half)
+        second = ((x2 * cos2).to(half).to(tl.float32) + (x1 * sin2).to(half).to(tl.float32)).to(
+            half
+        )
     if is_q:
         target = q_ptr + (row * HEADS + head) * C + at
         tl.store(target, first)
@@ -129,14 +123,11 @@ def rotary_cache_kernel(
 
 
 @triton.jit
-def gate_kernel(pair_ptr, out_ptr, N, BLOCK: tl.constexpr, GELU: tl.constexpr, PDL: tl.constexpr):
+def gate_kernel(pair_ptr, out_ptr, N, BLOCK: tl.constexpr, GELU: tl.constexpr):
     """``act(gate) * up`` of ``[rows, 2 N]``."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = at < N
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     half = out_ptr.dtype.element_ty
     gate = tl.load(pair_ptr + row * 2 * N + at, mask=real, other=0.0).to(tl.float32)
     up = tl.load(pair_ptr + row * 2 * N + N + at, mask=real, other=0.0).to(tl.float32)

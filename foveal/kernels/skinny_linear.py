@@ -137,7 +137,7 @@ class SkinnyLinear:
         """S: how many parts the output has."""
         return self.tiles.split
 
-    def __call__(self, x_BK: Tensor, out_SBN: Tensor, *, pdl: bool = False) -> None:
+    def __call__(self, x_BK: Tensor, out_SBN: Tensor) -> None:
         """Write ``[S, B, N]`` parts (or ``[B, N]`` where S is 1), in the type of ``out_SBN``."""
         import triton
 
@@ -150,8 +150,7 @@ class SkinnyLinear:
             x_BK, out_SBN, *self.weights, *self.a, *self.b,
             self.rows, self.K, *self.sizes, -(-k_blocks // t.split) * t.block_k,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
-            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, PDL=pdl, num_warps=t.warps,
-            **({"launch_pdl": True} if pdl else {}),
+            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, num_warps=t.warps,
         )  # fmt: skip
 
 
@@ -177,17 +176,16 @@ class GatedLinear:
             capability=_capability(weights[0]), bytes_each=weights[0].element_size(),
         )  # fmt: skip
 
-    def __call__(self, x_BK: Tensor, pair_B2N: Tensor, out_BN: Tensor, *, pdl: bool = False) -> None:
+    def __call__(self, x_BK: Tensor, pair_B2N: Tensor, out_BN: Tensor) -> None:
         """Write ``[B, N]``; ``pair_B2N`` is room for both products, used above 32 rows."""
         import triton
 
-        extra = {"launch_pdl": True} if pdl else {}
         if self.pair is not None:
             from foveal.kernels.decode_fused_triton import gate_kernel
 
-            self.pair(x_BK, pair_B2N, pdl=pdl)
+            self.pair(x_BK, pair_B2N)
             gate_kernel[(self.rows, triton.cdiv(self.N, 2048))](
-                pair_B2N, out_BN, self.N, BLOCK=2048, GELU=self.gelu, PDL=pdl, num_warps=4, **extra
+                pair_B2N, out_BN, self.N, BLOCK=2048, GELU=self.gelu, num_warps=4
             )
             return
         from foveal.kernels.skinny_linear_triton import gated_kernel
@@ -197,8 +195,8 @@ class GatedLinear:
             x_BK, out_BN, *self.weights, self.a[0], self.a[1], self.b[0], self.b[1],
             self.rows, self.K, self.N,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
-            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, PDL=pdl, GELU=self.gelu,
-            num_warps=t.warps, **extra,
+            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, GELU=self.gelu,
+            num_warps=t.warps,
         )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -64,7 +63,7 @@ def linear_kernel(
     x_ptr, out_ptr, w0, w1, w2, a0, a1, a2, b0, b1, b2,
     rows, K, n0, n1, n2, k_per_split,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Up to three matrices that share x, side by side in the output ``[SPLIT, rows, n0+n1+n2]``."""
     tile = tl.program_id(0)
@@ -81,9 +80,6 @@ def linear_kernel(
     n_local = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k_from = split * k_per_split
     k_to = tl.minimum(k_from + k_per_split, K)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     acc = _accumulate(x_ptr, w, a, b, rows, n_local, n, k_from, k_to, K,
                       BLOCK_B, BLOCK_N, BLOCK_K, RANK, EVEN_K, STAGES)  # fmt: skip
     at_b = tl.arange(0, BLOCK_B)
@@ -97,14 +93,11 @@ def linear_kernel(
 def gated_kernel(
     x_ptr, out_ptr, wg, wu, ag, au, bg, bu, rows, K, N,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
+    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
     GELU: tl.constexpr,
 ):  # fmt: skip
     """``act(x Wg') * (x Wu')`` in 16 bit ``[rows, N]``, both products in one program."""
     n_local = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     at_b = tl.arange(0, BLOCK_B)
     at_k = tl.arange(0, BLOCK_K)
     real_n = n_local < N

@@ -97,16 +97,23 @@ class Decoder:
 
         A decoded token is text: its position is the same along all axes.
         """
+        position_T = torch.arange(length, device=self.device)
+        axes = 1 if self.layers[0].rotary else 3
+        cos, sin = self.rotary_at(position_T.expand(axes, -1))
+        return {kind: (cos[kind], sin[kind]) for kind in cos}
+
+    @torch.no_grad()
+    def rotary_at(self, position_AT: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cosines and sines ``[T, C]`` by kind of layer, at positions along A axes."""
         x = torch.zeros(1, dtype=self.residual_dtype, device=self.device)
-        position_1T = torch.arange(length, device=self.device)[None]
-        tables = {}
+        cosines, sines = {}, {}
         for kind in {layer.rotary for layer in self.layers}:
             if kind:
-                cos, sin = self._rotary(x, position_1T, kind)
+                cos, sin = self._rotary(x, position_AT[:1], kind)
             else:
-                cos, sin = self._rotary(x, position_1T.expand(3, 1, -1))
-            tables[kind] = (cos[0].contiguous(), sin[0].contiguous())
-        return tables
+                cos, sin = self._rotary(x, position_AT[:, None])
+            cosines[kind], sines[kind] = cos[0].contiguous(), sin[0].contiguous()
+        return cosines, sines
 
     def _layer(self, layer: Any, config: Any) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -154,9 +161,7 @@ def plain_step(
     angles = {kind: (cos[position_B], sin[position_B]) for kind, (cos, sin) in rotary.items()}
     for number, layer in enumerate(decoder.layers):
         h = layer.before_attention(x)
-        q, k, v = (
-            module(h).view(B, -1, decoder.width) for module in (layer.q, layer.k, layer.v)
-        )
+        q, k, v = (module(h).view(B, -1, decoder.width) for module in (layer.q, layer.k, layer.v))
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = layer.q_norm(q), layer.k_norm(k)
         cos, sin = angles[layer.rotary]

@@ -5,6 +5,7 @@ a diff of two of those files answers "what differs?":
 
     encode_images(model, images)              pictures -> features of each
     row_positions(config, prompt, length)     rotary positions of a row
+    prompt_masks(config, image_L)             who sees whom in a prompt
     decoder_inputs(model, batch, embeds, features)
                                               what the language model takes beside embeddings
 """
@@ -65,6 +66,10 @@ class FamilyModule(Protocol):
 
     def row_positions(self, config: Any, prompt: Prompt, length: int) -> Tensor:
         """Rotary positions of a prompt continued to ``length``: ``[3, T]`` or ``[1, T]``."""
+        ...
+
+    def prompt_masks(self, config: Any, image_L: Tensor) -> dict[str, Tensor] | None:
+        """Who sees whom in a prompt with pictures at ``image_L``, by kind of layer; None: causal."""
         ...
 
     def decoder_inputs(

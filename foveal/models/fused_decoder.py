@@ -32,14 +32,23 @@ def why_not_fused(decoder: Decoder, *, interpreted: bool = False) -> str | None:
         return f"its weights are {str(decoder.dtype).removeprefix('torch.')}"
     if decoder.width & (decoder.width - 1) or not 16 <= decoder.width <= 256:
         return f"its heads are {decoder.width} wide, not a power of two from 16 to 256"
-    if decoder.vocabulary < 16 or type(decoder.head) is not nn.Linear:
-        return "its head is no plain linear layer"
-    for layer in decoder.layers:
-        for group in layer.products:
-            for module in group:
-                if lora_of(module) is None:
-                    return f"a {type(module).__name__} layer has to be called as it is"
-    return None
+    head = decoder.head
+    if decoder.vocabulary < 16 or type(head) is not nn.Linear or head.bias is not None:
+        return "its head is no plain linear layer without a bias"
+    reasons = (_why_layer_not_fused(layer) for layer in decoder.layers)
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _why_layer_not_fused(layer: Layer) -> str | None:
+    biased = []
+    for module in (module for group in layer.products for module in group):
+        found = lora_of(module)
+        if found is None:
+            return f"a {type(module).__name__} layer has to be called as it is"
+        biased.append(found[0].bias is not None)
+    if any(biased[3:]):
+        return "a layer other than q, k and v has a bias"
+    return "of q, k and v some have a bias and some not" if len(set(biased[:3])) > 1 else None
 
 
 @dataclass(slots=True)
@@ -61,7 +70,6 @@ class FusedStep:
         rows: B.
         cache_dtype: of the arena.
         workspace: shared by steps of several sizes, from :func:`workspace_for`.
-        pdl: let a kernel start beside the end of the one before (sm_90).
     """
 
     def __init__(
@@ -71,10 +79,8 @@ class FusedStep:
         rows: int,
         cache_dtype: torch.dtype,
         workspace: Workspace,
-        *,
-        pdl: bool = False,
     ) -> None:
-        self.decoder, self.rows, self.cache_dtype, self.pdl = decoder, rows, cache_dtype, pdl
+        self.decoder, self.rows, self.cache_dtype = decoder, rows, cache_dtype
         self.room = workspace
         self.attention = DecodeAttention(
             rows, decoder.heads, decoder.kv_heads, decoder.width, cache_dtype, decoder.device
@@ -110,7 +116,7 @@ class FusedStep:
         """Write the logits ``[B, V]`` of the next token; keys and values go into the cache."""
         decoder, room, B = self.decoder, self.room, self.rows
         norm: dict[str, Any] = {
-            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one
         }  # fmt: skip
         residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
         residual.copy_(decoder.embed(token_B))
@@ -121,7 +127,7 @@ class FusedStep:
                 parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
             )
             qkv = room.view(products.qkv)
-            products.qkv(h, qkv, pdl=self.pdl)
+            products.qkv(h, qkv)
             cos, sin = rotary[layer.rotary]
             rotary_cache(
                 qkv, _biases(layer), _head_norms(layer), cos, sin, q, address,
@@ -131,24 +137,22 @@ class FusedStep:
             self.attention(
                 q, address, number * self.layer_stride, self.page_stride, rows, out,
                 scale=decoder.scale, window=layer.window, softcap=decoder.score_softcap,
-                pdl=self.pdl,
             )  # fmt: skip
             parts = room.view(products.o)
-            products.o(out.view(B, -1), parts, pdl=self.pdl)
+            products.o(out.view(B, -1), parts)
             residual_norm(
                 parts, residual, _weight(layer.before_mlp), h,
                 after_D=_optional(layer.after_attention), **norm,
             )  # fmt: skip
             act = room.act[:B]
-            products.mlp(h, room.pair_for(products.mlp), act, pdl=self.pdl)
+            products.mlp(h, room.pair_for(products.mlp), act)
             parts = room.view(products.down)
-            products.down(act, parts, pdl=self.pdl)
+            products.down(act, parts)
             after = _optional(layer.after_mlp)
         residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
-        self.head(h, logits_BV, pdl=self.pdl)
+        self.head(h, logits_BV)
         if decoder.softcap is not None:
             logits_BV.copy_(decoder.softcap * torch.tanh(logits_BV / decoder.softcap))
-
 
     def warm_tasks(
         self,
@@ -167,7 +171,7 @@ class FusedStep:
         kinds = {layer.window: (layer, products)
                  for layer, products in zip(decoder.layers, self.layers, strict=True)}  # fmt: skip
         norm: dict[str, Any] = {
-            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one, "pdl": self.pdl
+            "eps": decoder.eps, "add_one": decoder.family.norm_adds_one
         }  # fmt: skip
         residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
         tasks: list[Callable[[], None]] = []
@@ -189,14 +193,13 @@ class FusedStep:
         for window in kinds:
             tasks.append(
                 partial(self.attention, q, address, 0, self.page_stride, rows, out,
-                        scale=decoder.scale, window=window, softcap=decoder.score_softcap,
-                        pdl=self.pdl)
+                        scale=decoder.scale, window=window, softcap=decoder.score_softcap)
             )  # fmt: skip
-        tasks.append(partial(products.qkv, h, qkv, pdl=self.pdl))
-        tasks.append(partial(products.o, out.view(B, -1), o, pdl=self.pdl))
-        tasks.append(partial(products.mlp, h, pair, room.act[:B], pdl=self.pdl))
-        tasks.append(partial(products.down, room.act[:B], down, pdl=self.pdl))
-        tasks.append(partial(self.head, h, logits_BV, pdl=self.pdl))
+        tasks.append(partial(products.qkv, h, qkv))
+        tasks.append(partial(products.o, out.view(B, -1), o))
+        tasks.append(partial(products.mlp, h, pair, room.act[:B]))
+        tasks.append(partial(products.down, room.act[:B], down))
+        tasks.append(partial(self.head, h, logits_BV))
         return tasks
 
 

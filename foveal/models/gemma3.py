@@ -31,8 +31,8 @@ FAMILY = Family(
 def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[Tensor, ...]]:
     """One tower call for all pictures; each comes back as ``(features_MD,)``."""
     stock = stock_model(model)
-    pixels = torch.stack([image.pixel_values for image in images])
-    pixels = pixels.to(stock.device, stock.model.vision_tower.dtype)
+    dtype = stock.model.vision_tower.dtype
+    pixels = torch.stack([image.pixel_values.to(stock.device, dtype) for image in images])
     output = stock.model.get_image_features(pixels, return_dict=True)
     return [(features_MD,) for features_MD in output.pooler_output]
 
@@ -62,6 +62,14 @@ def decoder_inputs(
             "cannot let image tokens see each other both ways; load it with 'sdpa'"
         )
     return {"position_ids": batch.positions_ABL[0], "attention_mask": masks}
+
+
+def prompt_masks(config: Any, image_L: Tensor) -> dict[str, Tensor]:
+    """Who sees whom in one prompt, ``[L, L]`` by kind of layer."""
+    image_1L = image_L[None]
+    window = config.get_text_config().sliding_window
+    full, sliding = attention_masks(torch.ones_like(image_1L), image_1L, window)
+    return {"full_attention": full[0], "sliding_attention": sliding[0]}
 
 
 def attention_masks(real_BL: Tensor, image_BL: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,13 @@ def lora_of(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, fl
     None if the layer does something that the decode kernels do not (a bias in the adapter, a
     merged adapter's variant, a layer that is not linear): it has to be called as it is then.
     """
+    found = _active(module)
+    off = getattr(module, "disable_adapters", False) or getattr(module, "merged", False)
+    return (found[0], []) if found is not None and off else found
+
+
+def _active(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, float]]] | None:
+    """As :func:`lora_of`, whether adapters are switched on or off at the moment."""
     from peft.tuners.lora import LoraLayer
 
     if not isinstance(module, LoraLayer):
@@ -30,8 +37,6 @@ def lora_of(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, fl
     base = layer.get_base_layer()
     if type(base) is not nn.Linear or getattr(layer, "lora_variant", None):
         return None
-    if layer.disable_adapters or layer.merged:
-        return base, []
     live = []
     for name in layer.active_adapters:
         if name not in layer.lora_A:
@@ -52,9 +57,12 @@ class PackedLora:
     """
 
     def __init__(self, groups: Iterable[list[nn.Module]], dtype: torch.dtype) -> None:
-        adapted = [group for group in groups if any(_live(module) for module in group)]
+        groups = list(groups)
+        self._all = [module for group in groups for module in group]
+        # There is room for adapters that are off: they may be on at the next refresh.
+        adapted = [group for group in groups if any(_rank(module) for module in group)]
         modules: list[Any] = [module for group in adapted for module in group]
-        widest = max((sum(a.shape[0] for a, _, _ in _live(m)) for m in modules), default=0)
+        widest = max((_rank(module) for module in modules), default=0)
         self.rank = 0 if widest == 0 else max(16, 1 << (widest - 1).bit_length())
         """R: ranks of a layer's adapters together, filled up to a power of two; 0 for none."""
         total = sum(self.rank * (m.in_features + m.out_features) for m in modules)
@@ -77,17 +85,46 @@ class PackedLora:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Copy the adapters as they are now; one that is switched off counts as zero."""
+        """Copy the adapters as they are now; one that is switched off counts as zero.
+
+        Raises:
+            RuntimeError: if an adapter came or grew since the pack was made.
+        """
+        for module in self._all:
+            rank = _rank(module)
+            if rank > (self.rank if id(module) in self._factors else 0):
+                raise RuntimeError(
+                    f"a layer's adapters have rank {rank} together, and there is no room for them "
+                    "among the packed ones; make the engine after the adapters"
+                )
+        into: list[Tensor] = []
+        values: list[Tensor] = []
+        scaled: list[Tensor] = []
+        scales: list[float] = []
+        unused: list[Tensor] = []
         for module in self._modules:
             factors, at = self._factors[id(module)], 0
             for a_RK, b_NR, scale in _live(module):
                 end = at + a_RK.shape[0]
-                factors.a_RK[at:end].copy_(a_RK)
-                factors.b_NR[:, at:end].copy_(b_NR * scale)
+                into += [factors.a_RK[at:end], factors.b_NR[:, at:end]]
+                values.append(a_RK)
+                scaled.append(b_NR)
+                scales.append(scale)
                 at = end
-            factors.b_NR[:, at:].zero_()
+            if at < self.rank:
+                unused.append(factors.b_NR[:, at:])
+        if unused:
+            torch._foreach_zero_(unused)
+        if values:
+            torch._foreach_copy_(into[0::2], values)
+            torch._foreach_copy_(into[1::2], torch._foreach_mul(scaled, scales))
 
 
 def _live(module: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
     found = lora_of(module)
     return [] if found is None else found[1]
+
+
+def _rank(module: nn.Module) -> int:
+    found = _active(module)
+    return 0 if found is None else sum(a_RK.shape[0] for a_RK, _, _ in found[1])

@@ -59,7 +59,9 @@ class _ArenaWriter(DynamicCache):
         return key_states, value_states
 
 
-def prefill(model: nn.Module, fills: Sequence[Fill], arena: Tensor, features: FeatureCache) -> Tensor:
+def prefill(
+    model: nn.Module, fills: Sequence[Fill], arena: Tensor, features: FeatureCache
+) -> Tensor:
     """Fill pages and return the logits ``[B, V]`` that follow each row's last token.
 
     Args:

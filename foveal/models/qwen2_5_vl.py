@@ -29,7 +29,8 @@ FAMILY = Family(
 def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[Tensor, ...]]:
     """One tower call for all pictures; each comes back as ``(features_MD,)``."""
     stock = stock_model(model)
-    pixels = torch.cat([image.pixel_values for image in images]).to(stock.device)
+    # Joined on the device: tens of megabytes of fresh host memory would cost more than the copy.
+    pixels = torch.cat([image.pixel_values.to(stock.device) for image in images])
     grid_I3 = torch.tensor([image.grid_thw for image in images])
     index = packed_index(grid_I3, stock.config.vision_config) | window_index(
         grid_I3, stock.config.vision_config
@@ -93,6 +94,10 @@ def row_positions(config: Any, prompt: Prompt, length: int) -> Tensor:
         config.vision_config.spatial_merge_size,
         length,
     )
+
+
+def prompt_masks(config: Any, image_L: Tensor) -> None:
+    """Causal attention needs no mask of its own."""
 
 
 def decoder_inputs(

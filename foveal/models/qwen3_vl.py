@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foveal.models.family import Family, stock_model
-from foveal.models.qwen2_5_vl import index_on, packed_index, row_positions
+from foveal.models.qwen2_5_vl import index_on, packed_index, prompt_masks, row_positions
 from foveal.models.rows import RowBatch
 from foveal.types import ImageInput
 
-__all__ = ["FAMILY", "encode_images", "row_positions", "decoder_inputs"]
+__all__ = ["FAMILY", "encode_images", "row_positions", "decoder_inputs", "prompt_masks"]
 
 FAMILY = Family(
     model_type="qwen3_vl",
@@ -31,7 +31,8 @@ FAMILY = Family(
 def encode_images(model: nn.Module, images: Sequence[ImageInput]) -> list[tuple[Tensor, ...]]:
     """One tower call for all pictures; each comes back as ``(features_MD, *deepstack_MD)``."""
     stock = stock_model(model)
-    pixels = torch.cat([image.pixel_values for image in images]).to(stock.device)
+    # Joined on the device: tens of megabytes of fresh host memory would cost more than the copy.
+    pixels = torch.cat([image.pixel_values.to(stock.device) for image in images])
     grid_I3 = torch.tensor([image.grid_thw for image in images])
     index = packed_index(grid_I3, stock.config.vision_config) | position_taps(grid_I3, stock)
     output = stock.model.get_image_features(

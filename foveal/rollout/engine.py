@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from foveal.kernels.philox import row_seed
 from foveal.models.attention import fast_vision_attention
+from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
 from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
@@ -36,7 +37,7 @@ from foveal.rollout.budget import CacheBudget
 from foveal.rollout.pages import PagePool
 from foveal.rollout.runner import MAX_BURST, Drawn, Runner
 from foveal.rollout.sampler import Sampler
-from foveal.rollout.scheduler import Request, Scheduler, Sequence, Work
+from foveal.rollout.scheduler import Request, Scheduler, Sequence
 from foveal.rollout.stopping import StopRule
 from foveal.rollout.transformers_backend import stop_token_ids
 from foveal.types import Completion, Group, Prompt, SamplingParams
@@ -69,7 +70,6 @@ class Engine:
             trainer's by what the rounding costs).
         graphs: capture CUDA graphs.
         fused: use the fused kernels where the model allows it.
-        pdl: let kernels overlap at their borders; by default where the card can (sm_90).
     """
 
     def __init__(
@@ -84,7 +84,6 @@ class Engine:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
-        pdl: bool | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.features = features if features is not None else FeatureCache()
@@ -92,7 +91,7 @@ class Engine:
         fast_vision_attention(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
-        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused, "pdl": pdl}
+        self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
         self.max_rows = max_rows
         self.max_tokens = max_tokens or _longest(model)
         self._runner: Runner | None = None
@@ -168,6 +167,8 @@ class Engine:
         first: int,
     ) -> None:
         work = scheduler.schedule()
+        with self._timed("vision"):
+            runner.encode(work.prefill)
         with self._timed("prefill"):
             runner.prefill(work.prefill)
             runner.recompute(work.recompute)
@@ -178,9 +179,8 @@ class Engine:
             return
         runner.prepare(len(rows))
         with self._timed("decode"):
-            drawn = runner.decode(rows, work.steps, sampler)
-        with self._timed("host"):
-            self._advance(scheduler, rows, drawn, rule, on_tokens, first)
+            for drawn in runner.decode(rows, work.steps, sampler):
+                self._advance(scheduler, rows, drawn, rule, on_tokens, first)
 
     def _advance(
         self,
@@ -192,6 +192,8 @@ class Engine:
         first: int,
     ) -> None:
         for row, pairs in zip(rows, drawn, strict=True):
+            if row.finished:
+                continue
             known = len(row.ids)
             scheduler.advance(row, pairs, lambda r: rule.ends(r.ids))
             if on_tokens is not None:
@@ -220,7 +222,7 @@ class Engine:
 
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""
-        structure = _structure(self.model)
+        structure = _structure(Decoder(self.model))
         if self._runner is None or structure != self._structure:
             self.standby()
             self._structure = structure
@@ -238,8 +240,10 @@ class Engine:
     def _notice_update(self) -> None:
         """Forget prompts and pictures computed with weights that have changed since."""
         now = _fingerprint(self.model)
-        if self._weights is not None and now[0] == self._weights[0] and torch.equal(
-            now[1], self._weights[1]
+        if (
+            self._weights is not None
+            and now[0] == self._weights[0]
+            and torch.equal(now[1], self._weights[1])
         ):
             return
         self._weights = now
@@ -307,30 +311,33 @@ def _longest(model: nn.Module) -> int:
     return min(state_of(model).max_seq_length or own, own, 32768)
 
 
-def _structure(model: nn.Module) -> Any:
-    """What captured graphs rely on: which adapters there are, and where the weights lie."""
-    from peft.tuners.lora import LoraLayer
-
-    # A stock model's weights may all ask for gradients, and move all the same.
-    weights = tuple(p.data_ptr() for p in model.parameters())
-    adapters = tuple(
-        (
-            name,
-            tuple(layer.r.items()),
-            tuple(layer.scaling.items()),
-            tuple(layer.active_adapters),
-            tuple(layer.merged_adapters),
-            layer.disable_adapters,
-        )
-        for name, layer in stock_model(model).named_modules()
-        if isinstance(layer, LoraLayer)
+def _structure(decoder: Decoder) -> Any:
+    """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
+    return (
+        decoder.head.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
+        decoder.embed.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
+        tuple((id(m), m.weight.data_ptr(), _adapters(m)) for m in _linears(decoder)),
     )
-    return weights, adapters
 
 
-def _fingerprint(model: nn.Module) -> tuple[tuple[int, ...], Tensor]:
-    """Changes when weights do: whatever torch writes moves version counters, of frozen weights
-    too. Writes to ``.data`` do not; for trainable weights the norms show them."""
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+def _adapters(linear: Any) -> Any:
+    """Rank and scale of a layer's adapters, and which of them are in use."""
+    if not hasattr(linear, "lora_A"):
+        return None
+    parts = (linear.r, linear.scaling)
+    return tuple(tuple(p.items()) for p in parts), tuple(linear.active_adapters), linear.merged
+
+
+def _linears(decoder: Decoder) -> list[Any]:
+    return [m for layer in decoder.layers for group in layer.products for m in group]
+
+
+def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
+    """Changes when weights do, or when an adapter is switched: whatever torch writes moves version
+    counters, of frozen weights too. Writes to ``.data`` do not; for trainable weights the norms
+    show them."""
+    parameters = list(model.parameters())
+    trained = [p.detach() for p in parameters if p.requires_grad]
+    off = tuple(getattr(m, "disable_adapters", False) for m in _linears(Decoder(model)))
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return tuple(p._version for p in model.parameters()), norms
+    return (tuple(p._version for p in parameters), off), norms

@@ -27,18 +27,19 @@ from foveal.models.decoder import Decoder, plain_step
 from foveal.models.forward import FeatureCache
 from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
 from foveal.models.packed_lora import PackedLora
+from foveal.models.packed_prefill import packed_prefill
 from foveal.models.prefill import Fill, head_logits, prefill
 from foveal.rollout.graphs import GraphStep
 from foveal.rollout.sampler import Sampler, mark_seen, seen_rows
 from foveal.rollout.scheduler import Request, Sequence
-from foveal.rollout.tables import BatchTables
+from foveal.rollout.tables import BatchTables, DrawnTokens
 
 BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
 """Batch sizes that are captured. Below 32 rows a step takes as long as its weights take to read,
 so finer steps would buy nothing."""
 PREFILL_TOKENS = 4096
 """Padded tokens that go through the decoder at once."""
-MAX_BURST = 8
+MAX_BURST = 16
 """Decode steps between two looks of the host: what it costs to look is divided by it, what rows
 compute past their end is bounded by it."""
 
@@ -56,8 +57,6 @@ class Runner:
         cache_dtype: of the arena; the model's type if None.
         graphs: capture CUDA graphs; without effect where there is no GPU.
         fused: use the fused kernels where the model allows it.
-        pdl: let a kernel start beside the end of the one before; by default where the card can
-            (sm_90).
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Runner:
         cache_dtype: torch.dtype | None = None,
         graphs: bool = True,
         fused: bool = True,
-        pdl: bool | None = None,
     ) -> None:
         self.model, self.features = model, features
         self.decoder = decoder = Decoder(model)
@@ -79,19 +77,21 @@ class Runner:
         self.buckets = [b for b in BUCKETS if b < max_rows]
         self.buckets.append(min(b for b in (*BUCKETS, max_rows) if b >= max_rows))
         self.max_rows = max_rows
-        hopper = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] >= 9
-        self.pdl = hopper if pdl is None else pdl
         self.why_plain = why_not_fused(decoder) if fused else "fused=False was asked for"
         self.rotary = decoder.rotary_tables(2 * max_tokens + 1)
         most, ratio = self.buckets[-1], decoder.heads // decoder.kv_heads
-        self.tables = BatchTables(most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, self.device)
+        self.tables = BatchTables(
+            most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, self.device
+        )
         self.address = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.arena: Tensor | None = None
         self.logits = torch.zeros(most, decoder.vocabulary, dtype=decoder.dtype, device=self.device)
-        self._tokens = torch.zeros(MAX_BURST, most, dtype=torch.int64, device=self.device)
-        self._logprobs = torch.zeros(MAX_BURST, most, device=self.device)
-        self._seed = torch.zeros(most, dtype=torch.int64, device=self.device)
-        self._seen: Tensor | None = None
+        self._drawn = DrawnTokens(MAX_BURST, most, self.device)
+        pinned = self.device.type == "cuda"
+        self._uniform_host = torch.zeros(MAX_BURST, most, pin_memory=pinned)
+        self._uniform = torch.zeros(MAX_BURST, most, device=self.device)
+        self._described: list[tuple[int, int, int]] = []
+        """Rows that the tables describe: sequence, pages, tokens in the cache."""
         self.lora: PackedLora | None = None
         self._room: Workspace | None = None
         if self.why_plain is None:
@@ -126,9 +126,23 @@ class Runner:
     def sleep(self) -> None:
         """Free the arena. What it held is gone; graphs stay."""
         self.arena = None
+        self._described = []
         self.address.zero_()
 
     # -- prompts
+
+    def encode(self, requests: Rows[Request]) -> None:
+        """Bring the pictures of prompts through the tower, as many at once as prefill takes."""
+        images = [image for r in requests for image in r.payload.prompt.images]
+        while images:
+            count, tokens = 0, 0
+            while count < len(images) and (count == 0 or tokens <= PREFILL_TOKENS):
+                tokens += images[count].num_tokens
+                count += 1
+            self.features.get(self.model, images[:count])
+            images = images[count:]
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def prefill(self, requests: Rows[Request]) -> None:
         """Compute prompts into their pages; their last logits go to the prefix."""
@@ -158,8 +172,16 @@ class Runner:
             while count < len(order) and (count + 1) * lengths[order[count]] <= PREFILL_TOKENS:
                 count += 1
             chosen, order = order[:count], order[count:]
-            batch = [fills[place] for place in chosen]
-            yield chosen, prefill(self.model, batch, self.arena, self.features)
+            yield chosen, self._prefill([fills[place] for place in chosen])
+
+    def _prefill(self, fills: list[Fill]) -> Tensor:
+        assert self.arena is not None
+        whole = all(fill.first == 0 for fill in fills)
+        if self.lora is not None and whole and self.cache_dtype == self.decoder.dtype:
+            return packed_prefill(
+                self.decoder, self.lora, fills, self.arena, self.address, self.features
+            )
+        return prefill(self.model, fills, self.arena, self.features)
 
     # -- tokens
 
@@ -168,43 +190,59 @@ class Runner:
         if not sequences:
             return []
         logits_BV = torch.stack([s.request.prefix.payload for s in sequences])  # pyright: ignore
-        seed_B = torch.tensor([_seed(s) for s in sequences], device=self.device)
         seen_BV = None
         if sampler.needs_seen:
             ids = [s.request.payload.prompt.ids for s in sequences]
             seen_BV = seen_rows(ids, logits_BV.shape[1], self.device)
-        uniform_1B = sampler.uniforms(seed_B, torch.zeros_like(seed_B), 1)
-        token_B, logprob_B = sampler(
-            logits_BV, None if uniform_1B is None else uniform_1B[0], seen_BV
-        )
+        uniform_1B = sampler.uniforms([_seed(s) for s in sequences], [0] * len(sequences), 1)
+        token_B, logprob_B = sampler(logits_BV, uniform_1B[0].to(self.device), seen_BV)
         return [[pair] for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
 
-    def decode(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> list[Drawn]:
-        """Take ``steps`` steps; ``(token, log-probability)`` of each row and step."""
-        bucket = self._bucket(len(sequences))
+    def decode(
+        self, sequences: Rows[Sequence], steps: int, sampler: Sampler
+    ) -> Iterator[list[Drawn]]:
+        """Take ``steps`` steps; ``(token, log-probability)`` of each row and step.
+
+        They come in two parts: all but the last step while that one still runs, so that the host
+        has little left to do when the device stands still.
+        """
+        bucket, count = self._bucket(len(sequences)), len(sequences)
         run = self._step(bucket)
-        self.tables.fill(sequences, bucket)
-        self._seed[: len(sequences)] = torch.tensor([_seed(s) for s in sequences])
+        self._describe(sequences, bucket)
+        uniform_SB = self._upload_uniforms(sequences, steps, sampler)
         seen_BV = self._seen_rows(sequences, bucket, sampler)
         token_B = self.tables.on_device["token"][:bucket]
-        first_B = self.tables.on_device["cached"][:bucket].long() + 1
-        uniform_SB = sampler.uniforms(self._seed[:bucket], first_B, steps)
         for step in range(steps):
             run()
             drawn_B, _ = sampler(
                 self.logits[:bucket],
-                None if uniform_SB is None else uniform_SB[step],
+                uniform_SB[step, :bucket],
                 seen_BV,
-                self._tokens[step, :bucket],
-                self._logprobs[step, :bucket],
+                self._drawn.tokens[step, :bucket],
+                self._drawn.logprobs[step, :bucket],
             )
             if seen_BV is not None:
                 mark_seen(seen_BV, drawn_B)
             token_B.copy_(drawn_B)
-        count = len(sequences)
-        tokens = self._tokens[:steps, :count].tolist()
-        logprobs = self._logprobs[:steps, :count].tolist()
-        return [[(tokens[s][r], logprobs[s][r]) for s in range(steps)] for r in range(count)]
+            self._drawn.fetch(step)
+        for first, last in ((0, steps - 1), (steps - 1, steps)):
+            if last > first:
+                yield self._drawn.read(first, last, count)
+
+    def _describe(self, sequences: Rows[Sequence], bucket: int) -> None:
+        """Write the batch's tables, unless the device has carried them on by itself."""
+        now = [(id(s), len(s.pages), s.cached) for s in sequences]
+        if now != self._described:
+            self.tables.fill(sequences, bucket)
+
+    def _upload_uniforms(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> Tensor:
+        if sampler.sampling.temperature > 0:
+            seeds = [_seed(s) for s in sequences]
+            firsts = [len(s.ids) for s in sequences]
+            self._uniform_host[:steps, : len(sequences)] = sampler.uniforms(seeds, firsts, steps)
+            self._uniform.copy_(self._uniform_host, non_blocking=True)
+        self._described = [(id(s), len(s.pages), s.cached + steps) for s in sequences]
+        return self._uniform
 
     def _bucket(self, rows: int) -> int:
         """Rows of the batch with padding: only captured steps need a fixed number."""
@@ -229,10 +267,13 @@ class Runner:
         if not missing:
             return
         assert self.awake
+        self._described = []
         self.tables.fill([], self.buckets[-1])
         fused = {b: step for b in missing if (step := self._fused(b)) is not None}
         if self._graphs and fused:
-            tasks = [task for b, step in fused.items() for task in step.warm_tasks(*self._inputs(b))]
+            tasks = [
+                task for b, step in fused.items() for task in step.warm_tasks(*self._inputs(b))
+            ]
             with ThreadPoolExecutor(8) as threads:
                 list(threads.map(lambda task: task(), tasks))
             torch.cuda.synchronize(self.device)
@@ -261,9 +302,7 @@ class Runner:
     def _fused(self, bucket: int) -> FusedStep | None:
         if self.lora is None or self._room is None:
             return None
-        return FusedStep(
-            self.decoder, self.lora, bucket, self.cache_dtype, self._room, pdl=self.pdl
-        )
+        return FusedStep(self.decoder, self.lora, bucket, self.cache_dtype, self._room)
 
     def _inputs(self, bucket: int) -> tuple[Any, ...]:
         t = self.tables.on_device
@@ -325,7 +364,12 @@ class _TritonAttend:
     """Attention of the plain step on a GPU: the kernels of the fused one, called by themselves."""
 
     def __init__(
-        self, decoder: Decoder, rows: PagedRows, bucket: int, cache_dtype: torch.dtype, address: Tensor
+        self,
+        decoder: Decoder,
+        rows: PagedRows,
+        bucket: int,
+        cache_dtype: torch.dtype,
+        address: Tensor,
     ) -> None:
         d = self.decoder = decoder
         self.rows, self.address, self.cache_dtype = rows, address, cache_dtype

@@ -7,7 +7,9 @@ else of the batch: a completion is the same whatever it was sampled beside and i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,9 +17,12 @@ from foveal.kernels.draw import draw
 from foveal.kernels.philox import philox_uniform
 from foveal.types import SamplingParams
 
+AHEAD = 64
+"""Tokens for which random numbers are computed at a time."""
+
 
 class Sampler:
-    """Draws one token a row. Holds no state of the rows.
+    """Draws one token a row. Holds nothing of the rows but random numbers computed ahead.
 
     Args:
         sampling: temperature, truncations, penalty and suppressed tokens.
@@ -42,21 +47,36 @@ class Sampler:
         self.needs_seen = sampling.repetition_penalty != 1.0
         """Whether calls need ``seen_BV``; see :func:`seen_rows` and :func:`mark_seen`."""
         never = sorted({*never_ids, *sampling.suppress_token_ids})
+        self._ahead: dict[int, tuple[int, Any]] = {}
         self.suppress_V = _mask(never, vocab_size, device) if never else None
 
-    def uniforms(self, seed_B: Tensor, first_B: Tensor, steps: int) -> Tensor | None:
-        """Random numbers ``[steps, B]`` of the next steps, in one go; None if greedy.
+    def uniforms(self, seeds: Sequence[int], firsts: Sequence[int], steps: int) -> Tensor:
+        """Random numbers ``[steps, B]`` of the next tokens, on the CPU.
+
+        They are computed some way ahead, for all rows that need it in one go, while the device is
+        busy with something else.
 
         Args:
-            seed_B: int64 ``[B]``, from :func:`foveal.kernels.philox.row_seed`.
-            first_B: int64 ``[B]``, index of the next token within its completion, from 0.
-            steps: how many tokens each row is going to draw.
+            seeds: of the B rows, from :func:`foveal.kernels.philox.row_seed`.
+            firsts: index of each row's next token within its completion, from 0.
+            steps: how many tokens each row is going to draw, at most ``AHEAD``.
         """
-        if self.sampling.temperature == 0:
-            return None
-        step_SB = first_B[None] + torch.arange(steps, device=first_B.device)[:, None]
-        flat = philox_uniform(seed_B.expand(steps, -1).flatten(), step_SB.flatten())
-        return flat.view(steps, -1)
+        uniform_SB = np.empty((steps, len(seeds)), dtype=np.float32)
+        wanted = list(zip(seeds, firsts, strict=True))
+        known = self._ahead
+        missing = [
+            (seed, first) for seed, first in wanted
+            if seed not in known or not known[seed][0] <= first <= known[seed][0] + AHEAD - steps
+        ]  # fmt: skip
+        if missing:
+            seed_BA = torch.tensor([s for s, _ in missing])[:, None].expand(-1, AHEAD)
+            step_BA = torch.tensor([f for _, f in missing])[:, None] + torch.arange(AHEAD)
+            flat = philox_uniform(seed_BA.flatten(), step_BA.flatten()).view(-1, AHEAD)
+            known.update((s, (f, row)) for (s, f), row in zip(missing, flat.numpy(), strict=True))
+        for column, (seed, first) in enumerate(wanted):
+            begin, numbers = known[seed]
+            uniform_SB[:, column] = numbers[first - begin : first - begin + steps]
+        return torch.from_numpy(uniform_SB)
 
     def __call__(
         self,
@@ -73,7 +93,7 @@ class Sampler:
 
         Args:
             logits_BV: final logits, ``[B, V]``.
-            uniform_B: a row of :meth:`uniforms`.
+            uniform_B: a row of :meth:`uniforms`, on the logits' device; not looked at if greedy.
             seen_BV: bool ``[B, V]`` if ``needs_seen``.
             out_token_B, out_logprob_B: written into if given.
         """
@@ -85,7 +105,7 @@ class Sampler:
             )
         return draw(
             logits_BV,
-            uniform_B,
+            uniform_B if sampling.temperature > 0 else None,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,

@@ -13,7 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveal.kernels.decode_attention import PAGE, PREFIX_SPLITS, PagedRows, rows_per_chunk
+from foveal.kernels.decode_attention import (
+    PREFIX_SPLITS,
+    PagedRows,
+    prefix_splits,
+    rows_per_chunk,
+)
+from foveal.types import PAGE
 
 
 class BatchTables:
@@ -96,8 +102,7 @@ class BatchTables:
         m = self._mirror
         size = m["chunk_rows"].shape[1]
         chunks = _chunks(sequences, size)
-        # Enough stretches to fill the card, however few the prompts are.
-        splits = max(1, min(PREFIX_SPLITS, 64 // max(1, len(chunks))))
+        splits = prefix_splits(len(chunks))
         items = 0
         for chunk, (first, count) in enumerate(chunks):
             request = sequences[first].request
@@ -126,3 +131,36 @@ def _chunks(sequences: Rows[Any], size: int) -> list[tuple[int, int]]:
                 continue
         chunks.append((row, 1))
     return chunks
+
+
+class DrawnTokens:
+    """Tokens and log-probabilities of a burst, each step's on its way to the host in one copy."""
+
+    def __init__(self, steps: int, rows: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        # Eight bytes of token and four of log-probability a row, filled up to keep both aligned.
+        shape = (steps, 16 * rows)
+        self._flat = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=pinned)
+        self.tokens, self.logprobs = self._views(self._flat, rows)
+        self._tokens, self._logprobs = self._views(self._host, rows)
+        self._arrived = [torch.cuda.Event() for _ in range(steps)] if pinned else []
+
+    def fetch(self, step: int) -> None:
+        """Send for what a step has drawn; does not wait."""
+        self._host[step].copy_(self._flat[step], non_blocking=True)
+        if self._arrived:
+            self._arrived[step].record()
+
+    def read(self, first: int, last: int, rows: int) -> list[list[tuple[int, float]]]:
+        """What steps ``first`` to ``last`` have drawn, by row; waits for them."""
+        if self._arrived:
+            self._arrived[last - 1].synchronize()
+        tokens = self._tokens[first:last, :rows].T.tolist()
+        logprobs = self._logprobs[first:last, :rows].T.tolist()
+        return [list(zip(*row, strict=True)) for row in zip(tokens, logprobs, strict=True)]
+
+    @staticmethod
+    def _views(flat: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        logprobs = flat[:, 8 * rows : 12 * rows].view(torch.float32)
+        return flat[:, : 8 * rows].view(torch.int64), logprobs

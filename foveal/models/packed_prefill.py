@@ -1,0 +1,158 @@
+"""Prompts through the decoder side by side, without padding: the fast form of ``prefill``.
+
+Rows lie one after the other in ``[N, D]``, so every product sees all tokens at once; attention is
+called row by row. Norms, rotation and the cache write are the decode step's kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveal.kernels.decode_attention import PagedRows
+from foveal.kernels.decode_fused import residual_norm, rotary_cache
+from foveal.models.decoder import Decoder, Layer
+from foveal.models.family import family_of, stock_model
+from foveal.models.forward import FeatureCache
+from foveal.models.packed_lora import PackedLora, lora_of
+from foveal.models.prefill import Fill, head_logits
+from foveal.types import PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """N tokens of several rows, and where each goes."""
+
+    ids_N: Tensor
+    image_N: Tensor
+    cos: dict[str, Tensor]
+    sin: dict[str, Tensor]
+    targets: PagedRows
+    """Each token as a row of its own: its page, and its place in the page as the cached count."""
+    base_N: Tensor
+    """Added to the place, gives the token's number: its row of the rotary tables."""
+    lengths: list[int]
+    masks: list[dict[str, Tensor] | None]
+
+
+def packed_prefill(
+    decoder: Decoder, lora: PackedLora, fills: Sequence[Fill], arena: Tensor, address: Tensor,
+    features: FeatureCache,
+) -> Tensor:  # fmt: skip
+    """As :func:`foveal.models.prefill.prefill`, for whole prompts and a cache of the model's type."""
+    model = decoder.model
+    images = [image for fill in fills for image in fill.prompt.images]
+    found = features.get(model, images)
+    packed = _pack(decoder, fills)
+    x = decoder.embed(packed.ids_N.clamp(max=decoder.embed.num_embeddings - 1))  # pyright: ignore
+    x = x.to(decoder.residual_dtype)
+    deepstack: list[Tensor] = []
+    if found:
+        main, *deepstack = (torch.cat(level) for level in zip(*found, strict=True))
+        x[packed.image_N] = main.to(x.dtype)
+    part: Tensor | None = None
+    after: Tensor | None = None
+    norm: dict[str, Any] = {"eps": decoder.eps, "add_one": decoder.family.norm_adds_one}
+    half = decoder.dtype
+    h = torch.empty(x.shape, dtype=half, device=x.device)
+    q = torch.empty(len(x), decoder.heads, decoder.width, dtype=half, device=x.device)
+    page_stride, layer_stride = arena.stride(0), arena.stride(1)
+    for number, layer in enumerate(decoder.layers):
+        residual_norm(part, x, layer.before_attention.weight, h, after_D=after, **norm)  # pyright: ignore
+        if 0 < number <= len(deepstack):
+            # Features of a tower's earlier depth join the stream behind a layer (Qwen3-VL).
+            x[packed.image_N] += deepstack[number - 1].to(x.dtype)
+            residual_norm(None, x, layer.before_attention.weight, h, **norm)  # pyright: ignore
+        qkv = torch.cat([_linear(m, h, lora) for m in (layer.q, layer.k, layer.v)], dim=1)
+        head_norms = None
+        if layer.q_norm is not None and layer.k_norm is not None:
+            head_norms = (layer.q_norm.weight, layer.k_norm.weight)
+        rotary_cache(
+            qkv[None], None, head_norms, packed.cos[layer.rotary], packed.sin[layer.rotary],  # pyright: ignore
+            q, address, number * layer_stride, page_stride, packed.targets, packed.base_N,
+            kv_heads=decoder.kv_heads, cache_dtype=half, **norm,
+        )  # fmt: skip
+        out = _attend(decoder, layer, number, q, packed, fills, arena)
+        part = _linear(layer.o, out.view(len(x), -1), lora)[None]
+        after = None if layer.after_attention is None else layer.after_attention.weight  # pyright: ignore
+        residual_norm(part, x, layer.before_mlp.weight, h, after_D=after, **norm)  # pyright: ignore
+        gate, up = _linear(layer.gate, h, lora), _linear(layer.up, h, lora)
+        gate = F.gelu(gate, approximate="tanh") if decoder.family.gelu else F.silu(gate, True)
+        part = _linear(layer.down, gate.mul_(up), lora)[None]
+        after = None if layer.after_mlp is None else layer.after_mlp.weight  # pyright: ignore
+    last = torch.tensor(packed.lengths, device=x.device).cumsum(0) - 1
+    assert part is not None
+    x, part = x[last].contiguous(), part[:, last].contiguous()
+    h = torch.empty(x.shape, dtype=half, device=x.device)
+    residual_norm(part, x, decoder.norm.weight, h, after_D=after, **norm)  # pyright: ignore
+    return head_logits(model, h)
+
+
+def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
+    device, model = decoder.device, decoder.model
+    config = stock_model(model).config
+    family = family_of(model)
+    rows = [list(fill.prompt.ids) for fill in fills]
+    lengths = [len(row) for row in rows]
+    ids_N = torch.tensor([token for row in rows for token in row])
+    image_N = ids_N == config.image_token_id
+    position_AN = torch.cat(
+        [family.row_positions(config, f.prompt, n) for f, n in zip(fills, lengths, strict=True)], 1
+    )
+    at = torch.cat([torch.arange(n) for n in lengths])
+    pages = torch.cat(
+        [
+            torch.tensor(f.pages)[torch.arange(n) // PAGE]
+            for f, n in zip(fills, lengths, strict=True)
+        ]
+    )
+    cos, sin = decoder.rotary_at(position_AN.to(device))
+    place_N = (at % PAGE).int().to(device)
+    nothing = torch.zeros(1, dtype=torch.int32, device=device)
+    targets = PagedRows(
+        place_N, nothing, pages.int().to(device)[:, None], nothing, nothing, nothing, nothing,
+        nothing, nothing,
+    )  # fmt: skip
+    masks = [family.prompt_masks(config, m) for m in image_N.to(device).split(lengths)]
+    number_N = torch.arange(len(ids_N), dtype=torch.int32, device=device)
+    return _Packed(
+        ids_N.to(device), image_N.to(device), cos, sin, targets, number_N - place_N, lengths, masks
+    )
+
+
+def _linear(module: nn.Module, x: Tensor, lora: PackedLora) -> Tensor:
+    base: Any = lora_of(module)[0]  # pyright: ignore[reportOptionalSubscript]
+    y = F.linear(x, base.weight, base.bias)
+    factors = lora.factors(module)
+    return y if factors is None else y.addmm_(x @ factors.a_RK.T, factors.b_NR.T)
+
+
+def _attend(
+    decoder: Decoder, layer: Layer, number: int, q_NHC: Tensor, packed: _Packed,
+    fills: Sequence[Fill], arena: Tensor,
+) -> Tensor:  # fmt: skip
+    """Each row against its own keys, read back from its pages."""
+    out = torch.empty_like(q_NHC)
+    first = 0
+    for fill, length, mask in zip(fills, packed.lengths, packed.masks, strict=True):
+        pages = torch.tensor(fill.pages, device=q_NHC.device)
+        # [P, 2, K, PAGE, C] -> [2, K, T, C]
+        found = arena[pages, number].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
+        kind = "sliding_attention" if layer.window else "full_attention"
+        attended = F.scaled_dot_product_attention(
+            q_NHC[first : first + length].transpose(0, 1)[None],
+            found[0][None],
+            found[1][None],
+            attn_mask=None if mask is None else mask[kind],
+            is_causal=mask is None,
+            scale=decoder.scale,
+            enable_gqa=True,
+        )
+        out[first : first + length] = attended[0].transpose(0, 1)
+        first += length
+    return out
