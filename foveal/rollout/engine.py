@@ -97,6 +97,7 @@ class Engine:
         self._runner: Runner | None = None
         self._scheduler: Scheduler | None = None
         self._structure: Any = None
+        self._switches: tuple[bool, ...] = ()
         self._weights: tuple[Any, Tensor] | None = None
         self._submitted = 0
         self._planned_pages = 0
@@ -235,10 +236,15 @@ class Engine:
 
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""
-        structure = _structure(Decoder(self.model))
-        if self._runner is None or structure != self._structure:
+        decoder = Decoder(self.model)
+        structure, switches = _structure(decoder), _switches(decoder)
+        # Packed adapters can be switched off; graphs of the model's own layers have them inside.
+        packed = self._runner is not None and self._runner.lora is not None
+        if self._runner is None or structure != self._structure or (
+            not packed and switches != self._switches
+        ):
             self.standby()
-            self._structure = structure
+            self._structure, self._switches = structure, switches
             self._runner = Runner(
                 self.model, self.features, max_rows=self.max_rows, max_tokens=self.max_tokens,
                 **self._options,
@@ -382,6 +388,11 @@ def _adapters(linear: Any) -> Any:
     return tuple(tuple(p.items()) for p in parts), tuple(linear.active_adapters), linear.merged
 
 
+def _switches(decoder: Decoder) -> tuple[bool, ...]:
+    """Whose adapter is off."""
+    return tuple(getattr(m, "disable_adapters", False) for m in _linears(decoder))
+
+
 def _linears(decoder: Decoder) -> list[Any]:
     return [m for layer in decoder.layers for group in layer.products for m in group]
 
@@ -392,6 +403,6 @@ def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
     show them."""
     parameters = list(model.parameters())
     trained = [p.detach() for p in parameters if p.requires_grad]
-    off = tuple(getattr(m, "disable_adapters", False) for m in _linears(Decoder(model)))
+    off = _switches(Decoder(model))
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
     return (tuple(p._version for p in parameters), off), norms
