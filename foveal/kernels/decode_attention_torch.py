@@ -76,7 +76,7 @@ class TorchAttention:
         r = self.rows
         prompt_pages = -(-int(r.chunk_length_X.max()) // PAGE)
         own_pages = int(r.cached_B.max()) // PAGE + 1
-        X, R = self.chunk_rows_XR.shape
+        X = self.chunk_rows_XR.shape[0]
         at = torch.arange(prompt_pages * PAGE)
         hidden_XT = at >= r.chunk_length_X[:X, None]
         hidden = hidden_XT[:, None]

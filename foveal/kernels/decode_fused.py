@@ -8,6 +8,8 @@
 The references are built from the stock modules' formulas and round where those round.
 """
 
+# Type checkers do not know how Triton kernels are launched.
+# pyright: reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import torch
@@ -166,7 +168,7 @@ def rotary_cache(
         norms: per-head norm weights ``[C]`` of q and k, or None.
         cos_TC, sin_TC: rotary tables by position.
         q_BHC: written.
-        address, layer_offset, page_stride: see :class:`foveal.kernels.decode_attention.DecodeAttention`.
+        address, layer_offset, page_stride: as of ``DecodeAttention``.
         rows: where the new token's keys go.
         base_position_B: int32: rotary position of each row's first own token.
     """

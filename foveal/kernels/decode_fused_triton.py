@@ -1,5 +1,6 @@
 """Triton kernels of :mod:`foveal.kernels.decode_fused`: what stands between two products."""
 
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton

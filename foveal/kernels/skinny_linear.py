@@ -5,6 +5,8 @@ what else has to be read, written or launched for it. The reference is what PEFT
 ``x W' + (x A') B'`` with the scale already in B (arXiv:2106.09685, section 4.1).
 """
 
+# Type checkers do not know how Triton kernels are launched.
+# pyright: reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ class Factors:
 def skinny_linear_reference(
     x_BK: Tensor, weights: Sequence[Tensor], factors: Sequence[Factors | None]
 ) -> Tensor:
-    """The specification of :class:`SkinnyLinear`: float32 sums ``[B, N]``, matrices side by side."""
+    """The specification of :class:`SkinnyLinear`: float32 ``[B, N]``, matrices side by side."""
     x = x_BK.float()
     parts = []
     for weight_NK, factor in zip(weights, factors, strict=True):

@@ -7,6 +7,7 @@ has too few tiles to fill the card, K is split over programs, and the partial su
 ``[SPLIT, B, N]``) are added up by the kernel that reads them next.
 """
 
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton

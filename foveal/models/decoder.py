@@ -24,28 +24,28 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer, its modules by what they do."""
+    """One decoder layer, its modules by what they do; None for those that a family lacks."""
 
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
-    o: nn.Module
-    gate: nn.Module
-    up: nn.Module
-    down: nn.Module
-    before_attention: nn.Module
-    after_attention: nn.Module | None
-    before_mlp: nn.Module
-    after_mlp: nn.Module | None
-    q_norm: nn.Module | None
-    k_norm: nn.Module | None
+    q: Any
+    k: Any
+    v: Any
+    o: Any
+    gate: Any
+    up: Any
+    down: Any
+    before_attention: Any
+    after_attention: Any
+    before_mlp: Any
+    after_mlp: Any
+    q_norm: Any
+    k_norm: Any
     window: int
     """Sliding window in tokens, 0 for none."""
     rotary: str
     """Which rotary table: the layer type where a family has several."""
 
     @property
-    def products(self) -> list[list[nn.Module]]:
+    def products(self) -> list[list[Any]]:
         """Linear layers in groups that share their input."""
         return [[self.q, self.k, self.v], [self.o], [self.gate, self.up], [self.down]]
 
@@ -62,9 +62,9 @@ class Decoder:
         self.family = family_of(model).FAMILY
         stock, stack = stock_model(model), language_model(model)
         config = stock.config.get_text_config()
-        self.embed: nn.Module = stock.get_input_embeddings()
-        self.head: nn.Module = stock.get_output_embeddings()
-        self.norm: nn.Module = stack.norm
+        self.embed: Any = stock.get_input_embeddings()
+        self.head: Any = stock.get_output_embeddings()
+        self.norm: Any = stack.norm
         self.softcap = final_softcap(model)
         self.layers = [self._layer(layer, config) for layer in stack.layers]
         attention = stack.layers[0].self_attn
@@ -85,6 +85,11 @@ class Decoder:
         """Of the residual stream: float32 where it outgrows float16."""
         wide = self.family.fp32_residual and self.dtype == torch.float16
         return torch.float32 if wide else self.dtype
+
+    @property
+    def products(self) -> list[list[Any]]:
+        """Linear layers of the whole stack in groups that share their input."""
+        return [group for layer in self.layers for group in layer.products]
 
     @property
     def page_elements(self) -> int:
@@ -170,7 +175,7 @@ def plain_step(
         x = x + (y if layer.after_attention is None else layer.after_attention(y))
         h = layer.before_mlp(x)
         act = nn.functional.gelu if decoder.family.gelu else nn.functional.silu
-        options = {"approximate": "tanh"} if decoder.family.gelu else {}
+        options: dict[str, Any] = {"approximate": "tanh"} if decoder.family.gelu else {}
         y = layer.down(act(layer.gate(h), **options) * layer.up(h))
         x = x + (y if layer.after_mlp is None else layer.after_mlp(y))
     return decoder.norm(x)

@@ -69,7 +69,8 @@ class FamilyModule(Protocol):
         ...
 
     def prompt_masks(self, config: Any, image_L: Tensor) -> dict[str, Tensor] | None:
-        """Who sees whom in a prompt with pictures at ``image_L``, by kind of layer; None: causal."""
+        """Who sees whom in a prompt with pictures at ``image_L``, by kind of layer; None is
+        causal attention."""
         ...
 
     def decoder_inputs(

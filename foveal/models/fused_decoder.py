@@ -21,7 +21,7 @@ from foveal.kernels.decode_attention import PAGE, DecodeAttention, PagedRows
 from foveal.kernels.decode_fused import residual_norm, rotary_cache
 from foveal.kernels.skinny_linear import GatedLinear, SkinnyLinear
 from foveal.models.decoder import Decoder, Layer
-from foveal.models.packed_lora import PackedLora, lora_of
+from foveal.models.packed_lora import PackedLora, base_of, lora_of
 
 
 def why_not_fused(decoder: Decoder, *, interpreted: bool = False) -> str | None:
@@ -86,15 +86,15 @@ class FusedStep:
             rows, decoder.heads, decoder.kv_heads, decoder.width, cache_dtype, decoder.device
         )
         self.layers = [self._products(layer, lora) for layer in decoder.layers]
-        self.head = SkinnyLinear([decoder.head.weight], [None], rows, split=False)  # pyright: ignore
+        self.head = SkinnyLinear([decoder.head.weight], [None], rows, split=False)
         layer_elements = 2 * decoder.kv_heads * PAGE * decoder.width
         self.layer_stride = layer_elements
         self.page_stride = layer_elements * len(decoder.layers)
 
     def _products(self, layer: Layer, lora: PackedLora) -> _Products:
         def given(modules: list[Any]) -> tuple[list[Tensor], list[Any]]:
-            bases = [lora_of(m)[0] for m in modules]  # pyright: ignore[reportOptionalSubscript]
-            return [base.weight for base in bases], [lora.factors(m) for m in modules]  # pyright: ignore
+            bases = [base_of(m) for m in modules]
+            return [base.weight for base in bases], [lora.factors(m) for m in modules]
 
         qkv, o, pair, down = layer.products
         return _Products(
@@ -210,7 +210,7 @@ class Workspace:
         def empty(*shape: int, dtype: torch.dtype = decoder.dtype) -> Tensor:
             return torch.empty(*shape, dtype=dtype, device=decoder.device)
 
-        inner = lora_of(decoder.layers[0].gate)[0].out_features  # pyright: ignore
+        inner = base_of(decoder.layers[0].gate).out_features
         self.residual = empty(rows, decoder.hidden, dtype=decoder.residual_dtype)
         self.h = empty(rows, decoder.hidden)
         self.q = empty(rows, decoder.heads, decoder.width)
@@ -248,8 +248,8 @@ class Workspace:
         return self._pair[: product.rows]
 
 
-def _weight(module: nn.Module) -> Tensor:
-    return module.weight  # pyright: ignore[reportReturnType]
+def _weight(module: Any) -> Tensor:
+    return module.weight
 
 
 def _optional(module: nn.Module | None) -> Tensor | None:
@@ -257,8 +257,8 @@ def _optional(module: nn.Module | None) -> Tensor | None:
 
 
 def _biases(layer: Layer) -> tuple[Tensor, Tensor, Tensor] | None:
-    found = [lora_of(m)[0].bias for m in (layer.q, layer.k, layer.v)]  # pyright: ignore
-    return None if found[0] is None else tuple(found)  # pyright: ignore[reportReturnType]
+    found = [base_of(m).bias for m in (layer.q, layer.k, layer.v)]
+    return None if found[0] is None else tuple(found)
 
 
 def _head_norms(layer: Layer) -> tuple[Tensor, Tensor] | None:

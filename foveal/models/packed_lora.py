@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from foveal.kernels.skinny_linear import Factors
 
 
-def lora_of(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, float]]] | None:
+def lora_of(module: nn.Module) -> tuple[Any, list[tuple[Tensor, Tensor, float]]] | None:
     """The base layer and the live adapters ``(A, B, scale)`` of a linear layer.
 
     None if the layer does something that the decode kernels do not (a bias in the adapter, a
@@ -27,7 +27,14 @@ def lora_of(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, fl
     return (found[0], []) if found is not None and off else found
 
 
-def _active(module: nn.Module) -> tuple[nn.Module, list[tuple[Tensor, Tensor, float]]] | None:
+def base_of(module: nn.Module) -> Any:
+    """The base layer of a module that :func:`lora_of` takes."""
+    found = lora_of(module)
+    assert found is not None, f"a {type(module).__name__} layer has to be called as it is"
+    return found[0]
+
+
+def _active(module: nn.Module) -> tuple[Any, list[tuple[Tensor, Tensor, float]]] | None:
     """As :func:`lora_of`, whether adapters are switched on or off at the moment."""
     from peft.tuners.lora import LoraLayer
 

@@ -19,7 +19,7 @@ from foveal.kernels.decode_fused import residual_norm, rotary_cache
 from foveal.models.decoder import Decoder, Layer
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import FeatureCache
-from foveal.models.packed_lora import PackedLora, lora_of
+from foveal.models.packed_lora import PackedLora, base_of
 from foveal.models.prefill import Fill, head_logits
 from foveal.types import PAGE
 
@@ -44,12 +44,12 @@ def packed_prefill(
     decoder: Decoder, lora: PackedLora, fills: Sequence[Fill], arena: Tensor, address: Tensor,
     features: FeatureCache,
 ) -> Tensor:  # fmt: skip
-    """As :func:`foveal.models.prefill.prefill`, for whole prompts and a cache of the model's type."""
+    """As ``foveal.models.prefill.prefill``, for whole prompts and a cache of the model's type."""
     model = decoder.model
     images = [image for fill in fills for image in fill.prompt.images]
     found = features.get(model, images)
     packed = _pack(decoder, fills)
-    x = decoder.embed(packed.ids_N.clamp(max=decoder.embed.num_embeddings - 1))  # pyright: ignore
+    x = decoder.embed(packed.ids_N.clamp(max=decoder.embed.num_embeddings - 1))
     x = x.to(decoder.residual_dtype)
     deepstack: list[Tensor] = []
     if found:
@@ -63,33 +63,33 @@ def packed_prefill(
     q = torch.empty(len(x), decoder.heads, decoder.width, dtype=half, device=x.device)
     page_stride, layer_stride = arena.stride(0), arena.stride(1)
     for number, layer in enumerate(decoder.layers):
-        residual_norm(part, x, layer.before_attention.weight, h, after_D=after, **norm)  # pyright: ignore
+        residual_norm(part, x, layer.before_attention.weight, h, after_D=after, **norm)
         if 0 < number <= len(deepstack):
             # Features of a tower's earlier depth join the stream behind a layer (Qwen3-VL).
             x[packed.image_N] += deepstack[number - 1].to(x.dtype)
-            residual_norm(None, x, layer.before_attention.weight, h, **norm)  # pyright: ignore
+            residual_norm(None, x, layer.before_attention.weight, h, **norm)
         qkv = torch.cat([_linear(m, h, lora) for m in (layer.q, layer.k, layer.v)], dim=1)
         head_norms = None
         if layer.q_norm is not None and layer.k_norm is not None:
             head_norms = (layer.q_norm.weight, layer.k_norm.weight)
         rotary_cache(
-            qkv[None], None, head_norms, packed.cos[layer.rotary], packed.sin[layer.rotary],  # pyright: ignore
+            qkv[None], None, head_norms, packed.cos[layer.rotary], packed.sin[layer.rotary],
             q, address, number * layer_stride, page_stride, packed.targets, packed.base_N,
             kv_heads=decoder.kv_heads, cache_dtype=half, **norm,
         )  # fmt: skip
         out = _attend(decoder, layer, number, q, packed, fills, arena)
         part = _linear(layer.o, out.view(len(x), -1), lora)[None]
-        after = None if layer.after_attention is None else layer.after_attention.weight  # pyright: ignore
-        residual_norm(part, x, layer.before_mlp.weight, h, after_D=after, **norm)  # pyright: ignore
+        after = None if layer.after_attention is None else layer.after_attention.weight
+        residual_norm(part, x, layer.before_mlp.weight, h, after_D=after, **norm)
         gate, up = _linear(layer.gate, h, lora), _linear(layer.up, h, lora)
         gate = F.gelu(gate, approximate="tanh") if decoder.family.gelu else F.silu(gate, True)
         part = _linear(layer.down, gate.mul_(up), lora)[None]
-        after = None if layer.after_mlp is None else layer.after_mlp.weight  # pyright: ignore
+        after = None if layer.after_mlp is None else layer.after_mlp.weight
     last = torch.tensor(packed.lengths, device=x.device).cumsum(0) - 1
     assert part is not None
     x, part = x[last].contiguous(), part[:, last].contiguous()
     h = torch.empty(x.shape, dtype=half, device=x.device)
-    residual_norm(part, x, decoder.norm.weight, h, after_D=after, **norm)  # pyright: ignore
+    residual_norm(part, x, decoder.norm.weight, h, after_D=after, **norm)
     return head_logits(model, h)
 
 
@@ -126,7 +126,7 @@ def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
 
 
 def _linear(module: nn.Module, x: Tensor, lora: PackedLora) -> Tensor:
-    base: Any = lora_of(module)[0]  # pyright: ignore[reportOptionalSubscript]
+    base = base_of(module)
     y = F.linear(x, base.weight, base.bias)
     factors = lora.factors(module)
     return y if factors is None else y.addmm_(x @ factors.a_RK.T, factors.b_NR.T)

@@ -47,15 +47,29 @@ class CacheBudget:
         return max(0, allowed)
 
     def pages(
-        self, wanted: int, page_bytes: int, device: torch.device, requests: Rows[Request]
+        self,
+        wanted: int,
+        page_bytes: int,
+        device: torch.device,
+        requests: Rows[Request],
+        held: int = 0,
     ) -> int:
-        """Pages to take.
+        """Pages to take, beside the scratch page.
+
+        Args:
+            wanted: from :meth:`pages_wanted`.
+            page_bytes: of one page, all layers.
+            device: of the cache.
+            requests: what has to fit, each by itself.
+            held: bytes of the present cache, which would be given back.
 
         Raises:
             ValueError: if one row of some request alone would not fit; the message has the
                 numbers.
         """
         allowed = self.bytes_allowed(device)
+        if device.type == "cuda" and self.cache_bytes is None:
+            allowed += held
         pages = min(wanted, allowed // page_bytes - 1)
         for request in requests:
             least = pages_for(request.prompt_tokens) + pages_for(request.max_tokens)

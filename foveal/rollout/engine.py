@@ -240,8 +240,10 @@ class Engine:
         structure, switches = _structure(decoder), _switches(decoder)
         # Packed adapters can be switched off; graphs of the model's own layers have them inside.
         packed = self._runner is not None and self._runner.lora is not None
-        if self._runner is None or structure != self._structure or (
-            not packed and switches != self._switches
+        if (
+            self._runner is None
+            or structure != self._structure
+            or (not packed and switches != self._switches)
         ):
             self.standby()
             self._structure, self._switches = structure, switches
@@ -298,10 +300,10 @@ class Engine:
     def _ready_cache(self, runner: Runner, requests: Rows[Request]) -> Scheduler:
         """A cache that holds these requests if the budget allows it; kept if it is there."""
         wanted = self.budget.pages_wanted(requests, self.max_rows)
-        if self._scheduler is not None and self._scheduler.pool.size >= wanted:
+        pages = self.budget.pages(wanted, runner.page_bytes, runner.device, requests, runner.held)
+        if self._scheduler is not None and self._scheduler.pool.size >= pages:
             return self._scheduler
         self.standby()
-        pages = self.budget.pages(wanted, runner.page_bytes, runner.device, requests)
         runner.wake(pages + 1)
         runner.prepare(min(self.max_rows, sum(r.n for r in requests)))
         self._say_plan(runner, pages)
@@ -312,7 +314,7 @@ class Engine:
 
     def _say_plan(self, runner: Runner, pages: int) -> None:
         """One line about what rollouts take, when that is first known and when it grows."""
-        if pages <= self._planned_pages:
+        if pages <= self._planned_pages or runner.device.type != "cuda":
             return
         self._planned_pages = pages
         allowed = self.budget.bytes_allowed(runner.device) / GIB
@@ -320,7 +322,7 @@ class Engine:
         say(
             f"rollouts: at most {self.max_rows} completions at once, KV cache "
             f"{(pages + 1) * runner.page_bytes / GIB:.2f} GiB ({pages} pages of {PAGE} tokens, "
-            f"{str(runner.cache_dtype).removeprefix('torch.')}; {allowed:.1f} GiB more may be had), "
+            f"{str(runner.cache_dtype).removeprefix('torch.')}; {allowed:.1f} GiB more allowed), "
             f"workspace {runner.workspace_bytes / GIB:.2f} GiB{graphs}"
         )
 
@@ -374,8 +376,8 @@ def _longest(model: nn.Module) -> int:
 def _structure(decoder: Decoder) -> Any:
     """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
     return (
-        decoder.head.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
-        decoder.embed.weight.data_ptr(),  # pyright: ignore[reportCallIssue]
+        decoder.head.weight.data_ptr(),
+        decoder.embed.weight.data_ptr(),
         tuple((id(m), m.weight.data_ptr(), _adapters(m)) for m in _linears(decoder)),
     )
 
@@ -394,7 +396,7 @@ def _switches(decoder: Decoder) -> tuple[bool, ...]:
 
 
 def _linears(decoder: Decoder) -> list[Any]:
-    return [m for layer in decoder.layers for group in layer.products for m in group]
+    return [module for group in decoder.products for module in group]
 
 
 def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:

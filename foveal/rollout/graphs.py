@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ class GraphStep:
         pool: memory shared by graphs that never run at the same time.
     """
 
-    def __init__(self, run: Callable[[], None], pool: tuple[int, int]) -> None:
+    def __init__(self, run: Callable[[], None], pool: Any) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

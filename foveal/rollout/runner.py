@@ -95,7 +95,7 @@ class Runner:
         self.lora: PackedLora | None = None
         self._room: Workspace | None = None
         if self.why_plain is None:
-            self.lora = PackedLora((g for l in decoder.layers for g in l.products), decoder.dtype)
+            self.lora = PackedLora(decoder.products, decoder.dtype)
             self._room = Workspace(decoder, most)
         self._triton = self.why_plain is None or self._attends_in_triton()
         self._graphs = graphs and self._triton and self.device.type == "cuda"
@@ -119,6 +119,11 @@ class Runner:
         own = sum(t.numel() * t.element_size() for t in tensors)
         own += 0 if self.lora is None else self.lora.bytes
         return own + (0 if self._room is None else self._room.bytes)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the arena."""
+        return 0 if self.arena is None else self.arena.numel() * self.arena.element_size()
 
     @property
     def awake(self) -> bool:

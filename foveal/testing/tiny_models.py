@@ -1,8 +1,9 @@
 """Configurations of the tiny models: each keeps every feature that makes its family special.
 
 Sizes are odd on purpose where the architecture allows it (three query heads a key/value head,
-unequal widths), heads are 16 wide, the least that the kernels take, and depths are the least that show each kind of layer: windowed and full vision attention for
-Qwen2.5-VL, deepstack for Qwen3-VL, sliding and global layers for Gemma 3.
+unequal widths); heads are 16 wide, the least that the kernels take; depths are the least that
+show each kind of layer: windowed and full vision attention for Qwen2.5-VL, deepstack for
+Qwen3-VL, sliding and global layers for Gemma 3.
 """
 
 from __future__ import annotations

@@ -276,7 +276,7 @@ def test_streamed_pieces_join_to_the_texts(bar, capsys):
     )
     texts = {(p, o.index): o.text for p, g in enumerate(found) for o in g.outputs if o.text}
     assert {key: "".join(parts) for key, parts in pieces.found.items()} == texts
-    assert any(len(parts) > 3 for parts in pieces.found.values())
+    assert any(len(parts) > 1 for parts in pieces.found.values())
     assert ("tokens" in capsys.readouterr().out) == bar
     assert fast_generate(model, processor, [ASK, "And?"], settings, n=3) == found
 

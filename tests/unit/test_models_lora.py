@@ -318,7 +318,7 @@ def test_an_adapter_of_another_width_is_not_put_on(saved):
     model, _ = tiny("qwen2_5_vl")
     path = "model.language_model.layers.0.mlp.up_proj"
     model.set_submodule(path, torch.nn.Linear(40, 80, bias=False))
-    with pytest.raises(ValueError, match=f"at '{path}' it is 48 wide where this model has 40"):
+    with pytest.raises(ValueError, match=f"at '{path}' it is 96 wide where this model has 40"):
         FastVisionModel.load_adapter(model, folder / "qwen2_5_vl-adapter")
 
 
@@ -457,7 +457,7 @@ def test_offload_keeps_the_input_of_each_layer_and_nothing_else(monkeypatch):
     set_checkpointing(adapted, "offload")
     adapted.train()
     output = completion_logprobs(adapted, prompt, [[1, 2, 3]], temperature=1.0)
-    assert out == [(1, len(prompt[0].ids) + 3, 48)] * 3 and back == []
+    assert out == [(1, len(prompt[0].ids) + 3, 96)] * 3 and back == []
     output.logprob_BT.sum().backward()
     assert back == out
 

@@ -298,15 +298,16 @@ def test_an_error_while_generating_puts_mode_and_settings_back(draw):
 def test_an_update_of_the_adapter_is_seen_by_the_next_call(backend, tiny_model):
     model, processor = tiny_model
     prompts = ragged_prompts(model, processor)
-    sampler = backend(FastVisionModel.get_peft_model(model, r=2), processor)
+    adapted = FastVisionModel.get_peft_model(model, r=2)
+    sampler = backend(adapted, processor)
     before = sampler.generate(prompts, 1, GREEDY)
     with torch.no_grad():
-        for name, parameter in sampler.model.named_parameters():
+        for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     after = sampler.generate(prompts, 1, GREEDY)
     assert ids_of(after) != ids_of(before)
-    with sampler.model.disable_adapter():
+    with adapted.disable_adapter():
         assert ids_of(sampler.generate(prompts, 1, GREEDY)) == ids_of(before)
 
 

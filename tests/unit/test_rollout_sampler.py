@@ -70,8 +70,7 @@ def test_greedy_looks_at_no_seed_and_repeats_itself():
     logits_BV = torch.randn(5, WORDS, generator=torch.Generator().manual_seed(0))
     draw = sampler(temperature=0.0)
     results = [
-        draw(logits_BV, draw.uniforms([seed] * 5, [seed] * 5, 1)[0])[0].tolist()
-        for seed in (0, 1)
+        draw(logits_BV, draw.uniforms([seed] * 5, [seed] * 5, 1)[0])[0].tolist() for seed in (0, 1)
     ]
     assert results == [logits_BV.argmax(-1).tolist()] * 2
 
