@@ -68,6 +68,25 @@ def rollout_table(records: Records) -> str:
     return "\n".join([*lines, "", *_origins(records)])
 
 
+def cpu_rollout_table(records: Records) -> str:
+    lines = [
+        "| model, prompts x completions | system | process seconds | seconds | tokens/s "
+        "| times transformers |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        cells = [
+            r["case"],
+            r["system"],
+            f"{r['process_seconds']:.2f}",
+            f"{r['seconds']:.2f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['times_transformers']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_origins(records)])
+
+
 def _number(value: float | None, form: str) -> str:
     return _ABSENT if value is None else format(value, form)
 
@@ -81,7 +100,11 @@ def _origins(records: Records) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-TABLES: dict[str, Callable[[Records], str]] = {"demo": demo_table, "rollout": rollout_table}
+TABLES: dict[str, Callable[[Records], str]] = {
+    "demo": demo_table,
+    "rollout": rollout_table,
+    "cpu_rollout": cpu_rollout_table,
+}
 
 
 def render(document: str) -> str:

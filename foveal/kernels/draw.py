@@ -165,8 +165,11 @@ def _inverse_cdf(x_BV: Tensor, uniform_B: Tensor) -> Tensor:
     weight_BV = (x_BV - x_BV.amax(-1, keepdim=True)).exp()
     running_BV = weight_BV.cumsum(-1, dtype=torch.float64)
     target_B1 = uniform_B.double()[:, None] * running_BV[:, -1:]
-    positive_BV = weight_BV > 0
     words = x_BV.shape[-1]
+    if not x_BV.is_cuda:
+        # Summed one after the other, so never falling: what is found has a positive weight.
+        return torch.searchsorted(running_BV, target_B1, right=True)[:, 0].clamp_(max=words - 1)
+    positive_BV = weight_BV > 0
     word_BV = torch.arange(words, device=x_BV.device).expand_as(x_BV)
     above_BV = positive_BV & (running_BV > target_B1)
     first_B = word_BV.masked_fill(~above_BV, words).amin(-1)

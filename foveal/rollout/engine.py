@@ -253,8 +253,7 @@ class Engine:
             )  # fmt: skip
             if self._runner.device.type == "cuda" and self._runner.why_plain is not None:
                 say(f"rollouts call the model's own layers: {self._runner.why_plain}")
-        if self._runner.lora is not None:
-            self._runner.lora.refresh()
+        self._runner.refresh()
         self._notice_update()
         return self._runner
 

@@ -23,6 +23,7 @@ from foveal.kernels.decode_attention import (
 )
 from foveal.kernels.decode_attention_torch import TorchAttention
 from foveal.kernels.decode_fused import write_cache
+from foveal.models.cpu_step import CpuStep, why_not_on_cpu
 from foveal.models.decoder import Decoder, plain_step
 from foveal.models.forward import FeatureCache
 from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
@@ -97,6 +98,11 @@ class Runner:
         if self.why_plain is None:
             self.lora = PackedLora(decoder.products, decoder.dtype)
             self._room = Workspace(decoder, most)
+        self._cpu: CpuStep | None = None
+        if fused and why_not_on_cpu(decoder, self.cache_dtype) is None:
+            self._cpu = CpuStep(decoder)
+        self._batch = 0
+        """Counts how often the tables were written."""
         self._triton = self.why_plain is None or self._attends_in_triton()
         self._graphs = graphs and self._triton and self.device.type == "cuda"
         self._steps: dict[int, Callable[[], None]] = {}
@@ -104,6 +110,12 @@ class Runner:
         """Graphs captured so far."""
         self.graph_bytes = 0
         """Device memory that they hold."""
+
+    def refresh(self) -> None:
+        """Take the adapters as they are now."""
+        for copies in (self.lora, self._cpu):
+            if copies is not None:
+                copies.refresh()
 
     # -- memory
 
@@ -144,6 +156,8 @@ class Runner:
         self.arena = None
         self._described = []
         self.address.zero_()
+        if self._cpu is not None:
+            self._cpu.release()
 
     # -- prompts
 
@@ -250,6 +264,7 @@ class Runner:
         now = [(id(s), len(s.pages), s.cached) for s in sequences]
         if now != self._described:
             self.tables.fill(sequences, bucket)
+            self._batch += 1
 
     def _upload_uniforms(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> Tensor:
         if sampler.sampling.temperature > 0:
@@ -342,6 +357,16 @@ class Runner:
                 rows.cached_B.add_(1)
 
             return run
+        if self._cpu is not None:
+            on_cpu = self._cpu
+
+            def run_on_cpu() -> None:
+                assert self.arena is not None
+                position_B = base_B + rows.cached_B
+                on_cpu(token_B, rotary, position_B, rows, self.arena, self._batch, logits_BV)
+                rows.cached_B.add_(1)
+
+            return run_on_cpu
         attend = self._attend(rows, bucket)
 
         def run_plain() -> None:

@@ -56,3 +56,24 @@ def test_a_measurement_that_is_not_there_is_not_invented(tmp_path, monkeypatch):
     table = module.render(block.format("old"))
     assert "| a case | engine | 12.3 | 3,457 | - | 1.3 | 1.2e-03 / 4.6e-02 |" in table
     assert table.count("`a command` on a card, torch 1.0, commit abc.") == 1
+
+
+def test_the_table_of_cpu_rollouts_takes_rates_from_the_process_time(tmp_path, monkeypatch):
+    module = load_tables()
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    record = {
+        "case": "a case",
+        "system": "engine",
+        "process_seconds": 0.256,
+        "seconds": 1.234,
+        "tokens_per_second": 5678.9,
+        "times_transformers": 2.345,
+        "command": "a command",
+        "card": "CPU (2 cores)",
+        "versions": {"torch": "1.0"},
+        "commit": "abc",
+    }
+    (tmp_path / "cpu_rollout.json").write_text(json.dumps([record]))
+    table = module.render("<!-- table: cpu_rollout -->\nold\n<!-- end -->")
+    assert "| a case | engine | 0.26 | 1.23 | 5,679 | 2.35 |" in table
+    assert "`a command` on CPU (2 cores), torch 1.0, commit abc." in table
