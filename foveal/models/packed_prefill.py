@@ -29,7 +29,7 @@ class _Packed:
     """N tokens of several rows, and where each goes."""
 
     ids_N: Tensor
-    image_N: Tensor
+    image_M: Tensor
     cos: dict[str, Tensor]
     sin: dict[str, Tensor]
     targets: PagedRows
@@ -38,6 +38,8 @@ class _Packed:
     """Added to the place, gives the token's number: its row of the rotary tables."""
     lengths: list[int]
     masks: list[dict[str, Tensor] | None]
+    pages: list[Tensor]
+    """Of each row, in order."""
 
 
 def packed_prefill(
@@ -54,7 +56,7 @@ def packed_prefill(
     deepstack: list[Tensor] = []
     if found:
         main, *deepstack = (torch.cat(level) for level in zip(*found, strict=True))
-        x[packed.image_N] = main.to(x.dtype)
+        x[packed.image_M] = main.to(x.dtype)
     part: Tensor | None = None
     after: Tensor | None = None
     norm: dict[str, Any] = {"eps": decoder.eps, "add_one": decoder.family.norm_adds_one}
@@ -66,7 +68,7 @@ def packed_prefill(
         residual_norm(part, x, layer.before_attention.weight, h, after_D=after, **norm)
         if 0 < number <= len(deepstack):
             # Features of a tower's earlier depth join the stream behind a layer (Qwen3-VL).
-            x[packed.image_N] += deepstack[number - 1].to(x.dtype)
+            x[packed.image_M] += deepstack[number - 1].to(x.dtype)
             residual_norm(None, x, layer.before_attention.weight, h, **norm)
         qkv = torch.cat([_linear(m, h, lora) for m in (layer.q, layer.k, layer.v)], dim=1)
         head_norms = None
@@ -77,7 +79,7 @@ def packed_prefill(
             q, address, number * layer_stride, page_stride, packed.targets, packed.base_N,
             kv_heads=decoder.kv_heads, cache_dtype=half, **norm,
         )  # fmt: skip
-        out = _attend(decoder, layer, number, q, packed, fills, arena)
+        out = _attend(decoder, layer, number, q, packed, arena)
         part = _linear(layer.o, out.view(len(x), -1), lora)[None]
         after = None if layer.after_attention is None else layer.after_attention.weight
         residual_norm(part, x, layer.before_mlp.weight, h, after_D=after, **norm)
@@ -105,11 +107,9 @@ def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
         [family.row_positions(config, f.prompt, n) for f, n in zip(fills, lengths, strict=True)], 1
     )
     at = torch.cat([torch.arange(n) for n in lengths])
+    tables = [torch.tensor(fill.pages) for fill in fills]
     pages = torch.cat(
-        [
-            torch.tensor(f.pages)[torch.arange(n) // PAGE]
-            for f, n in zip(fills, lengths, strict=True)
-        ]
+        [table[torch.arange(n) // PAGE] for table, n in zip(tables, lengths, strict=True)]
     )
     cos, sin = decoder.rotary_at(position_AN.to(device))
     place_N = (at % PAGE).int().to(device)
@@ -121,7 +121,16 @@ def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
     masks = [family.prompt_masks(config, m) for m in image_N.to(device).split(lengths)]
     number_N = torch.arange(len(ids_N), dtype=torch.int32, device=device)
     return _Packed(
-        ids_N.to(device), image_N.to(device), cos, sin, targets, number_N - place_N, lengths, masks
+        ids_N=ids_N.to(device),
+        # Positions, not a mask: a mask would be counted on the host in every layer that uses it.
+        image_M=image_N.nonzero()[:, 0].to(device),
+        cos=cos,
+        sin=sin,
+        targets=targets,
+        base_N=number_N - place_N,
+        lengths=lengths,
+        masks=masks,
+        pages=[table.to(device) for table in tables],
     )
 
 
@@ -133,14 +142,12 @@ def _linear(module: nn.Module, x: Tensor, lora: PackedLora) -> Tensor:
 
 
 def _attend(
-    decoder: Decoder, layer: Layer, number: int, q_NHC: Tensor, packed: _Packed,
-    fills: Sequence[Fill], arena: Tensor,
+    decoder: Decoder, layer: Layer, number: int, q_NHC: Tensor, packed: _Packed, arena: Tensor
 ) -> Tensor:  # fmt: skip
     """Each row against its own keys, read back from its pages."""
     out = torch.empty_like(q_NHC)
     first = 0
-    for fill, length, mask in zip(fills, packed.lengths, packed.masks, strict=True):
-        pages = torch.tensor(fill.pages, device=q_NHC.device)
+    for pages, length, mask in zip(packed.pages, packed.lengths, packed.masks, strict=True):
         # [P, 2, K, PAGE, C] -> [2, K, T, C]
         found = arena[pages, number].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
         kind = "sliding_attention" if layer.window else "full_attention"
