@@ -351,3 +351,17 @@ def test_backward_inside_autocast_computes_as_the_forward_pass_did():
         with torch.autocast("cpu", torch.bfloat16, enabled=inside):
             found.append(torch.autograd.grad(y, x)[0])
     assert torch.equal(*found)
+
+
+def test_the_gradient_that_comes_in_is_not_written_to():
+    layers, x = Layers(), inputs()
+    dy_NF = torch.ones(11, 36)
+    for recompute in (False, True):
+        y = gated_mlp(x, *layers.all("gate up"), nn.Identity(), "silu", recompute=recompute)
+        y.backward(dy_NF)
+    assert torch.equal(dy_NF, torch.ones(11, 36))
+
+
+def test_two_types_are_an_error_as_in_torch_and_not_converted():
+    with pytest.raises(RuntimeError, match="dtype"):
+        project(inputs(torch.bfloat16), Layers().all("q v"))
