@@ -69,7 +69,7 @@ def results(layers: Layers, x: torch.Tensor, function: Any) -> dict[str, torch.T
         outputs = function(x)
     outputs = outputs if isinstance(outputs, list) else [outputs]
     generator = torch.Generator().manual_seed(2)
-    upstream = [torch.randn(y.shape, generator=generator).to(y.dtype) for y in outputs]
+    upstream = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
     pairs = [(y, dy) for y, dy in zip(outputs, upstream, strict=True) if y.requires_grad]
     if pairs:
         torch.autograd.backward(*zip(*pairs, strict=True))
