@@ -2,7 +2,11 @@
 that chooses between them. Nothing here knows a model."""
 
 from foveal.kernels.draw import draw, draw_reference
-from foveal.kernels.head_logprob import head_logprob, head_logprob_reference
+from foveal.kernels.head_logprob import (
+    head_logprob,
+    head_logprob_reference,
+    head_policy_gradient,
+)
 from foveal.kernels.philox import philox_uniform, row_seed
 from foveal.kernels.varlen_attention import varlen_attention, varlen_attention_reference
 
@@ -11,6 +15,7 @@ __all__ = [
     "draw_reference",
     "head_logprob",
     "head_logprob_reference",
+    "head_policy_gradient",
     "philox_uniform",
     "row_seed",
     "varlen_attention",

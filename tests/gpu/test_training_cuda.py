@@ -1,0 +1,67 @@
+"""Head and adapted layers on a GPU, whose 16-bit products may return float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from foveal.kernels import head_logprob, head_logprob_reference, head_policy_gradient
+from foveal.kernels.arithmetic import mm_float32
+from foveal.models.fused_lora import gated_mlp, project
+from tests.unit.test_models_fused_lora import Layers, inputs, peft_mlp, results
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_sums_of_transposed_and_sliced_factors(dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    a_NF = torch.randn(3001, 136, generator=generator, device="cuda").to(dtype)
+    b_NR = torch.randn(3001, 20, generator=generator, device="cuda").to(dtype)[:, 4:20]
+    found = mm_float32(a_NF.T, b_NR)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), a_NF.T.double() @ b_NR.double(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+def test_the_head_in_pieces_equals_full_logits(trained):
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden = torch.randn(50, 128, generator=generator, device="cuda").bfloat16().requires_grad_()
+    weight = torch.randn(15_001, 128, generator=generator, device="cuda").bfloat16()
+    weight.mul_(0.3).requires_grad_(trained)
+    target = torch.randint(0, 15_001, (50,), generator=generator, device="cuda")
+    g_N = torch.randn(50, generator=generator, device="cuda")
+    wanted = [hidden, weight] if trained else [hidden]
+    found = []
+    for function, extra in ((head_logprob, {"chunk_tokens": 16}), (head_logprob_reference, {})):
+        logprob, entropy = function(hidden, weight, target, temperature=0.8, **extra)
+        loss = (g_N * logprob + 0.1 * entropy).sum()
+        found.append((logprob, entropy, *torch.autograd.grad(loss, wanted, retain_graph=True)))
+        only = torch.autograd.grad((g_N * logprob).sum(), hidden)[0]
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, atol=2e-2, rtol=1e-2)
+    once = head_policy_gradient(hidden, weight, target, g_N, temperature=0.8, chunk_tokens=16)
+    for ours, reference in zip(once, (*found[1][:2], only), strict=True):
+        torch.testing.assert_close(ours, reference, atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_adapted_layers_are_as_near_the_truth_as_pefts(dtype):
+    layers, exact = Layers(dtype), Layers(dtype).double()
+    for each in (layers, exact):
+        each.model.cuda()
+    x = inputs(dtype, 256).detach().cuda().requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    for names, function in (("q k v", lambda x, *modules: project(x, modules)),
+                            ("gate up down", lambda x, *m: gated_mlp(x, *m, "silu"))):  # fmt: skip
+        both = layers.all(names), exact.all(names)
+        plain = peft_mlp if "gate" in names else lambda x, *m: [module(x) for module in m[:3]]
+        extra = ("silu",) if "gate" in names else ()
+        with torch.autocast("cuda", dtype):
+            ours = results(layers, x, lambda x, f=function, m=both[0]: f(x, *m))
+            peft = results(layers, x, lambda x, f=plain, m=both[0], e=extra: f(x, *m, *e))
+        truth = results(exact, x64, lambda x, f=plain, m=both[1], e=extra: f(x, *m, *e))
+        assert ours.keys() == peft.keys() == truth.keys()
+        for name in truth:
+            far, peft_far = ((each[name] - truth[name]).norm() for each in (ours, peft))
+            assert far <= 1.05 * peft_far and far < 0.02 * truth[name].norm(), name
