@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.kernels.decode_attention import PagedRows
-from foveal.kernels.decode_attention_torch import TorchAttention
+from foveal.kernels.decode_attention import PagedRows, decode_attention_reference
 from foveal.kernels.decode_fused import write_cache
 from foveal.models.decoder import Attend, Decoder
 from foveal.types import PAGE
@@ -36,12 +35,11 @@ def arena_for(decoder: Decoder, pages: int, seed: int | None = None) -> Tensor:
 
 def attend_in_torch(decoder: Decoder, rows: PagedRows, arena: Tensor) -> Attend:
     """Attention of one ``plain_step`` on the CPU."""
-    attention = TorchAttention(rows, max(layer.window for layer in decoder.layers))
 
     def attend(layer: int, q_BHC: Tensor, k_BKC: Tensor, v_BKC: Tensor) -> Tensor:
         write_cache(arena, layer, rows, k_BKC, v_BKC)
-        return attention(
-            q_BHC, arena, layer, scale=decoder.scale, window=decoder.layers[layer].window,
+        return decode_attention_reference(
+            q_BHC, arena, layer, rows, scale=decoder.scale, window=decoder.layers[layer].window,
             softcap=decoder.score_softcap,
         )  # fmt: skip
 

@@ -167,7 +167,7 @@ class Engine:
     @property
     def captures(self) -> int:
         """CUDA graphs captured so far."""
-        return 0 if self._runner is None else self._runner.captures
+        return 0 if self._runner is None else self._runner.steps.captures
 
     # -- the cycle
 
@@ -239,7 +239,7 @@ class Engine:
         decoder = Decoder(self.model)
         structure, switches = _structure(decoder), _switches(decoder)
         # Packed adapters can be switched off; graphs of the model's own layers have them inside.
-        packed = self._runner is not None and self._runner.lora is not None
+        packed = self._runner is not None and self._runner.steps.lora is not None
         if (
             self._runner is None
             or structure != self._structure
@@ -251,9 +251,9 @@ class Engine:
                 self.model, self.features, max_rows=self.max_rows, max_tokens=self.max_tokens,
                 **self._options,
             )  # fmt: skip
-            if self._runner.device.type == "cuda" and self._runner.why_plain is not None:
-                say(f"rollouts call the model's own layers: {self._runner.why_plain}")
-        self._runner.refresh()
+            if self._runner.device.type == "cuda" and self._runner.steps.why_plain is not None:
+                say(f"rollouts call the model's own layers: {self._runner.steps.why_plain}")
+        self._runner.steps.refresh()
         self._notice_update()
         return self._runner
 
@@ -317,12 +317,16 @@ class Engine:
             return
         self._planned_pages = pages
         allowed = self.budget.bytes_allowed(runner.device) / GIB
-        graphs = f", CUDA graphs {runner.graph_bytes / GIB:.2f} GiB" if runner.captures else ""
+        graphs = (
+            f", CUDA graphs {runner.steps.graph_bytes / GIB:.2f} GiB"
+            if runner.steps.captures
+            else ""
+        )
         say(
             f"rollouts: at most {self.max_rows} completions at once, KV cache "
             f"{(pages + 1) * runner.page_bytes / GIB:.2f} GiB ({pages} pages of {PAGE} tokens, "
             f"{str(runner.cache_dtype).removeprefix('torch.')}; {allowed:.1f} GiB more allowed), "
-            f"workspace {runner.workspace_bytes / GIB:.2f} GiB{graphs}"
+            f"workspace {runner.steps.workspace_bytes / GIB:.2f} GiB{graphs}"
         )
 
     # -- after it

@@ -7,37 +7,22 @@ the captured graphs still hold.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveal.kernels.decode_attention import (
-    PAGE,
-    DecodeAttention,
-    PagedRows,
-)
-from foveal.kernels.decode_attention_torch import TorchAttention
-from foveal.kernels.decode_fused import write_cache
-from foveal.models.cpu_step import CpuStep, why_not_on_cpu
-from foveal.models.decoder import Decoder, plain_step
+from foveal.models.decoder import Decoder
 from foveal.models.forward import FeatureCache
-from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
-from foveal.models.packed_lora import PackedLora
 from foveal.models.packed_prefill import packed_prefill
-from foveal.models.prefill import Fill, head_logits, prefill
-from foveal.rollout.graphs import GraphStep
+from foveal.models.prefill import Fill, prefill
 from foveal.rollout.sampler import Sampler, mark_seen, seen_rows
 from foveal.rollout.scheduler import Request, Sequence
-from foveal.rollout.tables import BatchTables, DrawnTokens
+from foveal.rollout.steps import Steps
+from foveal.rollout.tables import DrawnTokens
+from foveal.types import PAGE
 
-BUCKETS = (1, 4, 8, 16, 32, 64, 96, 128)
-"""Batch sizes that are captured. Below 32 rows a step takes as long as its weights take to read,
-so finer steps would buy nothing."""
 PREFILL_TOKENS = 4096
 """Padded tokens that go through the decoder at once."""
 MAX_BURST = 16
@@ -72,50 +57,25 @@ class Runner:
         fused: bool = True,
     ) -> None:
         self.model, self.features = model, features
-        self.decoder = decoder = Decoder(model)
-        self.device = decoder.device
-        self.cache_dtype = cache_dtype or decoder.dtype
-        self.buckets = [b for b in BUCKETS if b < max_rows]
-        self.buckets.append(min(b for b in (*BUCKETS, max_rows) if b >= max_rows))
-        self.max_rows = max_rows
-        self.why_plain = why_not_fused(decoder) if fused else "fused=False was asked for"
-        self.rotary = decoder.rotary_tables(2 * max_tokens + 1)
-        most, ratio = self.buckets[-1], decoder.heads // decoder.kv_heads
-        self.tables = BatchTables(
-            most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, self.device
-        )
-        self.address = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.decoder = Decoder(model)
+        self.device = self.decoder.device
+        self.cache_dtype = cache_dtype or self.decoder.dtype
         self.arena: Tensor | None = None
-        self.logits = torch.zeros(most, decoder.vocabulary, dtype=decoder.dtype, device=self.device)
+        self.steps = Steps(
+            self.decoder,
+            max_rows=max_rows,
+            max_tokens=max_tokens,
+            cache_dtype=self.cache_dtype,
+            arena=self._awake_arena,
+            graphs=graphs,
+            fused=fused,
+        )
+        most, pinned = self.steps.buckets[-1], self.device.type == "cuda"
         self._drawn = DrawnTokens(MAX_BURST, most, self.device)
-        pinned = self.device.type == "cuda"
         self._uniform_host = torch.zeros(MAX_BURST, most, pin_memory=pinned)
         self._uniform = torch.zeros(MAX_BURST, most, device=self.device)
         self._described: list[tuple[int, int, int]] = []
         """Rows that the tables describe: sequence, pages, tokens in the cache."""
-        self.lora: PackedLora | None = None
-        self._room: Workspace | None = None
-        if self.why_plain is None:
-            self.lora = PackedLora(decoder.products, decoder.dtype)
-            self._room = Workspace(decoder, most)
-        self._cpu: CpuStep | None = None
-        if fused and why_not_on_cpu(decoder, self.cache_dtype) is None:
-            self._cpu = CpuStep(decoder)
-        self._batch = 0
-        """Counts how often the tables were written."""
-        self._triton = self.why_plain is None or self._attends_in_triton()
-        self._graphs = graphs and self._triton and self.device.type == "cuda"
-        self._steps: dict[int, Callable[[], None]] = {}
-        self.captures = 0
-        """Graphs captured so far."""
-        self.graph_bytes = 0
-        """Device memory that they hold."""
-
-    def refresh(self) -> None:
-        """Take the adapters as they are now."""
-        for copies in (self.lora, self._cpu):
-            if copies is not None:
-                copies.refresh()
 
     # -- memory
 
@@ -124,22 +84,13 @@ class Runner:
         return self.decoder.page_elements * PAGE * self.cache_dtype.itemsize
 
     @property
-    def workspace_bytes(self) -> int:
-        """Of what is held between rollouts beside graphs."""
-        tensors = [self.logits, *self.tables.on_device.values()]
-        tensors += [part for pair in self.rotary.values() for part in pair]
-        own = sum(t.numel() * t.element_size() for t in tensors)
-        own += 0 if self.lora is None else self.lora.bytes
-        return own + (0 if self._room is None else self._room.bytes)
-
-    @property
     def held(self) -> int:
         """Bytes of the arena."""
         return 0 if self.arena is None else self.arena.numel() * self.arena.element_size()
 
-    @property
-    def awake(self) -> bool:
-        return self.arena is not None
+    def _awake_arena(self) -> Tensor:
+        assert self.arena is not None, "the cache is used while it is given back"
+        return self.arena
 
     def wake(self, pages: int) -> None:
         """Take the arena: ``pages`` pages, one of them scratch."""
@@ -148,16 +99,19 @@ class Runner:
         self.arena = torch.empty(shape, dtype=self.cache_dtype, device=self.device)
         # The scratch page is read by padding rows. In torch, hidden values are multiplied by
         # zero, so everywhere whatever the memory held before must be numbers.
-        (self.arena[0] if self._triton else self.arena).zero_()
-        self.address.fill_(self.arena.data_ptr())
+        (self.arena[0] if self.steps.on_gpu_kernels else self.arena).zero_()
+        self.steps.address.fill_(self.arena.data_ptr())
 
     def sleep(self) -> None:
         """Free the arena. What it held is gone; graphs stay."""
         self.arena = None
         self._described = []
-        self.address.zero_()
-        if self._cpu is not None:
-            self._cpu.release()
+        self.steps.release()
+
+    def prepare(self, rows: int) -> None:
+        """Make the steps of every batch of up to ``rows`` rows."""
+        if self.steps.prepare(rows):
+            self._described = []
 
     # -- prompts
 
@@ -194,7 +148,6 @@ class Runner:
 
     def _fill(self, fills: list[Fill]) -> Iterator[tuple[list[int], Tensor]]:
         """Prefill in batches of similar length, bounded in padded tokens."""
-        assert self.arena is not None
         lengths = [len(f.prompt.ids) + len(f.completion) for f in fills]
         order = sorted(range(len(fills)), key=lambda place: lengths[place])
         while order:
@@ -205,13 +158,13 @@ class Runner:
             yield chosen, self._prefill([fills[place] for place in chosen])
 
     def _prefill(self, fills: list[Fill]) -> Tensor:
-        assert self.arena is not None
+        arena, lora = self._awake_arena(), self.steps.lora
         whole = all(fill.first == 0 for fill in fills)
-        if self.lora is not None and whole and self.cache_dtype == self.decoder.dtype:
+        if lora is not None and whole and self.cache_dtype == self.decoder.dtype:
             return packed_prefill(
-                self.decoder, self.lora, fills, self.arena, self.address, self.features
+                self.decoder, lora, fills, arena, self.steps.address, self.features
             )
-        return prefill(self.model, fills, self.arena, self.features)
+        return prefill(self.model, fills, arena, self.features)
 
     # -- tokens
 
@@ -236,16 +189,17 @@ class Runner:
         They come in two parts: all but the last step while that one still runs, so that the host
         has little left to do when the device stands still.
         """
-        bucket, count = self._bucket(len(sequences)), len(sequences)
-        run = self._step(bucket)
+        bucket, count = self.steps.bucket(len(sequences)), len(sequences)
+        self.prepare(count)
+        run = self.steps.step(bucket)
         self._describe(sequences, bucket)
         uniform_SB = self._upload_uniforms(sequences, steps, sampler)
         seen_BV = self._seen_rows(sequences, bucket, sampler)
-        token_B = self.tables.on_device["token"][:bucket]
+        token_B = self.steps.tables.on_device["token"][:bucket]
         for step in range(steps):
             run()
             drawn_B, _ = sampler(
-                self.logits[:bucket],
+                self.steps.logits[:bucket],
                 uniform_SB[step, :bucket],
                 seen_BV,
                 self._drawn.tokens[step, :bucket],
@@ -263,8 +217,8 @@ class Runner:
         """Write the batch's tables, unless the device has carried them on by itself."""
         now = [(id(s), len(s.pages), s.cached) for s in sequences]
         if now != self._described:
-            self.tables.fill(sequences, bucket)
-            self._batch += 1
+            self.steps.tables.fill(sequences, bucket)
+            self.steps.batch += 1
 
     def _upload_uniforms(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> Tensor:
         if sampler.sampling.temperature > 0:
@@ -275,10 +229,6 @@ class Runner:
         self._described = [(id(s), len(s.pages), s.cached + steps) for s in sequences]
         return self._uniform
 
-    def _bucket(self, rows: int) -> int:
-        """Rows of the batch with padding: only captured steps need a fixed number."""
-        return min(b for b in self.buckets if b >= rows) if self._triton else rows
-
     def _seen_rows(self, sequences: Rows[Sequence], bucket: int, sampler: Sampler) -> Tensor | None:
         if not sampler.needs_seen:
             return None
@@ -286,165 +236,6 @@ class Runner:
         ids += [[] for _ in range(bucket - len(ids))]
         return seen_rows(ids, self.decoder.vocabulary, self.device)
 
-    # -- the step
-
-    def prepare(self, rows: int) -> None:
-        """Compile kernels and capture graphs for every batch of up to ``rows`` rows."""
-        if not self._triton:
-            self._steps.setdefault(rows, self._runnable(rows, None))
-            return
-        wanted = [b for b in self.buckets if b <= min(b for b in self.buckets if b >= rows)]
-        missing = [b for b in reversed(wanted) if b not in self._steps]
-        if not missing:
-            return
-        assert self.awake
-        self._described = []
-        self.tables.fill([], self.buckets[-1])
-        fused = {b: step for b in missing if (step := self._fused(b)) is not None}
-        if self._graphs and fused:
-            tasks = [
-                task for b, step in fused.items() for task in step.warm_tasks(*self._inputs(b))
-            ]
-            with ThreadPoolExecutor(8) as threads:
-                list(threads.map(lambda task: task(), tasks))
-            torch.cuda.synchronize(self.device)
-        pool = torch.cuda.graph_pool_handle() if self._graphs else None
-        before = torch.cuda.memory_allocated(self.device) if pool is not None else 0
-        for bucket in missing:
-            run = self._runnable(bucket, fused.get(bucket))
-            if pool is not None:
-                with _autocast_without_cache(self.model):
-                    run = GraphStep(run, self._pool(pool))
-                self.captures += 1
-            self._steps[bucket] = run
-        if pool is not None:
-            self.graph_bytes += torch.cuda.memory_allocated(self.device) - before
-
-    def _step(self, bucket: int) -> Callable[[], None]:
-        if bucket not in self._steps:
-            self.prepare(bucket)
-        return self._steps[bucket]
-
-    _shared_pool: Any = None
-
-    def _pool(self, fresh: Any) -> Any:
-        """One pool for all graphs: they never run at the same time."""
-        if self._shared_pool is None:
-            self._shared_pool = fresh
-        return self._shared_pool
-
-    def _fused(self, bucket: int) -> FusedStep | None:
-        if self.lora is None or self._room is None:
-            return None
-        return FusedStep(self.decoder, self.lora, bucket, self.cache_dtype, self._room)
-
-    def _inputs(self, bucket: int) -> tuple[Any, ...]:
-        t = self.tables.on_device
-        rows = self.tables.rows(bucket)
-        return (
-            t["token"][:bucket], self.rotary, t["base_position"][:bucket], self.address, rows,
-            self.logits[:bucket],
-        )  # fmt: skip
-
-    def _runnable(self, bucket: int, fused: FusedStep | None) -> Callable[[], None]:
-        """One step of a batch: logits from tokens, and every row's length one more."""
-        token_B, rotary, base_B, address, rows, logits_BV = self._inputs(bucket)
-        if fused is not None:
-            step = fused
-
-            def run() -> None:
-                step(token_B, rotary, base_B, address, rows, logits_BV)
-                rows.cached_B.add_(1)
-
-            return run
-        if self._cpu is not None:
-            on_cpu = self._cpu
-
-            def run_on_cpu() -> None:
-                assert self.arena is not None
-                position_B = base_B + rows.cached_B
-                on_cpu(token_B, rotary, position_B, rows, self.arena, self._batch, logits_BV)
-                rows.cached_B.add_(1)
-
-            return run_on_cpu
-        attend = self._attend(rows, bucket)
-
-        def run_plain() -> None:
-            position_B = base_B + rows.cached_B
-            hidden_BD = plain_step(self.decoder, token_B, rotary, position_B, attend)
-            logits_BV.copy_(head_logits(self.model, hidden_BD))
-            rows.cached_B.add_(1)
-
-        return run_plain
-
-    def _attend(self, rows: PagedRows, bucket: int) -> Callable[..., Tensor]:
-        d = self.decoder
-        scale, softcap = d.scale, d.score_softcap
-        if not self._triton:
-            window = max(layer.window for layer in d.layers)
-            attention: TorchAttention | None = None
-
-            def in_torch(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-                nonlocal attention
-                assert self.arena is not None
-                if layer == 0:
-                    attention = TorchAttention(rows, window)
-                assert attention is not None
-                write_cache(self.arena, layer, rows, k, v)
-                return attention(
-                    q, self.arena, layer,
-                    scale=scale, window=d.layers[layer].window, softcap=softcap,
-                )  # fmt: skip
-
-            return in_torch
-        return _TritonAttend(d, rows, bucket, self.cache_dtype, self.address)
-
-    def _attends_in_triton(self) -> bool:
-        width = self.decoder.width
-        return self.device.type == "cuda" and 16 <= width <= 256 and not width & (width - 1)
-
-
-class _TritonAttend:
-    """Attention of the plain step on a GPU: the kernels of the fused one, called by themselves."""
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        rows: PagedRows,
-        bucket: int,
-        cache_dtype: torch.dtype,
-        address: Tensor,
-    ) -> None:
-        d = self.decoder = decoder
-        self.rows, self.address, self.cache_dtype = rows, address, cache_dtype
-        self.layer_stride = 2 * d.kv_heads * PAGE * d.width
-        self.attention = DecodeAttention(
-            bucket, d.heads, d.kv_heads, d.width, cache_dtype, d.device
-        )
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from foveal.kernels.decode_fused import store_cache
-
-        d, offset = self.decoder, layer * self.layer_stride
-        stride = self.layer_stride * len(d.layers)
-        q, out = q.to(d.dtype).contiguous(), torch.empty_like(q, dtype=d.dtype)
-        store_cache(k, v, self.address, offset, stride, self.rows, self.cache_dtype)
-        self.attention(
-            q, self.address, offset, stride, self.rows, out,
-            scale=d.scale, window=d.layers[layer].window, softcap=d.score_softcap,
-        )  # fmt: skip
-        return out
-
 
 def _seed(sequence: Sequence) -> int:
     return sequence.request.payload.seeds[sequence.sample]
-
-
-@contextlib.contextmanager
-def _autocast_without_cache(model: nn.Module) -> Iterator[None]:
-    """Autocast that casts anew at each use: a cached copy would be frozen into the graph."""
-    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    enabled = torch.is_autocast_enabled("cuda")
-    with torch.autocast("cuda", dtype=torch.get_autocast_dtype("cuda") if enabled else dtype,
-                        enabled=enabled, cache_enabled=False):  # fmt: skip
-        yield

@@ -87,7 +87,7 @@ def test_a_replayed_graph_does_what_the_eager_step_does(checkpoint, dtype):
     for n, sampling in ((1, GREEDY), (3, SAMPLED), (3, TRUNCATED)):
         groups = captured.generate(prompts, n, sampling)
         assert_same(groups, eager.generate(prompts, n, sampling), atol=1e-5)
-    assert captured._runner.why_plain is None, captured._runner.why_plain
+    assert captured._runner.steps.why_plain is None, captured._runner.steps.why_plain
     assert captured.captures > 0 and eager.captures == 0, (captured.captures, eager.captures)
 
 
@@ -98,7 +98,7 @@ def test_each_step_gives_the_trainers_logprobs(checkpoint, dtype, fused):
     model, processor, prompts = adapted(checkpoint, dtype=dtype)
     sampler = engine(model, processor, fused=fused)
     groups = sampler.generate(prompts, 12, SAMPLED)
-    assert (sampler._runner.why_plain is None) is fused and sampler.captures > 0
+    assert (sampler._runner.steps.why_plain is None) is fused and sampler.captures > 0
     gap = mean_gap(model, groups)
     assert gap < 0.02, f"mean |trainer - sampler| is {gap:.3g} nats a token"
 
@@ -151,7 +151,7 @@ def test_packed_weights_are_rolled_out_through_their_own_layers(checkpoint):
     model, processor, prompts = adapted(checkpoint, load_in_4bit=True)
     sampler = engine(model, processor)
     groups = sampler.generate(prompts, 4, SAMPLED)
-    assert "Linear4bit" in str(sampler._runner.why_plain)
+    assert "Linear4bit" in str(sampler._runner.steps.why_plain)
     gap = mean_gap(model, groups)
     assert gap < 0.05, f"mean |trainer - sampler| is {gap:.3g} nats a token"
 

@@ -15,7 +15,6 @@ from foveal.kernels.decode_attention import (
     rows_per_chunk,
     suffix_splits,
 )
-from foveal.kernels.decode_attention_torch import TorchAttention
 from tests.aot import SHARED_BYTES, Recorder
 from tests.interpret import run_interpreted
 from tests.paged import CASES, SMALL, WINDOWS, dense_attention, paged_case, queries
@@ -27,51 +26,29 @@ def in_reference(q_BHC, case, layer, **settings):
     return decode_attention_reference(q_BHC, case.arena, layer, case.rows, **settings)
 
 
-def in_torch(q_BHC, case, layer, **settings):
-    attention = TorchAttention(case.rows, settings["window"])
-    return attention(q_BHC, case.arena, layer, **settings)
-
-
-FORMS = pytest.mark.parametrize("form", [in_reference, in_torch])
-
-
-@FORMS
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("name", CASES)
-def test_every_row_sees_its_own_keys_and_no_others(form, name, window):
+def test_every_row_sees_its_own_keys_and_no_others(name, window):
     groups, ratio, sizes = CASES[name]
     case = paged_case(groups, ratio=ratio, padding=2, **sizes)
     q_BHC = queries(case, ratio)
     for softcap in (0.0, 1.5):
         settings = {"scale": SCALE, "window": window, "softcap": softcap}
-        out_BHC = form(q_BHC, case, 1, **settings)
+        out_BHC = in_reference(q_BHC, case, 1, **settings)
         expected_BHC = dense_attention(q_BHC, case, 1, **settings)
         torch.testing.assert_close(out_BHC.double(), expected_BHC, atol=1e-5, rtol=1e-5)
 
 
-@FORMS
-def test_what_a_row_may_not_see_never_reaches_it(form):
+def test_what_a_row_may_not_see_never_reaches_it():
     groups, ratio, sizes = CASES["page borders"]
     case = paged_case(groups, ratio=ratio, padding=1, **sizes)
     q_BHC = queries(case, ratio)
     for window in (0, 70):
         settings = {"scale": SCALE, "window": window, "softcap": 0.0}
-        expected_BHC = form(q_BHC, case, 0, **settings)
+        expected_BHC = in_reference(q_BHC, case, 0, **settings)
         for row in range(len(case.places)):
-            out_BHC = form(q_BHC, case.with_junk(1e4, keep=[row]), 0, **settings)
+            out_BHC = in_reference(q_BHC, case.with_junk(1e4, keep=[row]), 0, **settings)
             torch.testing.assert_close(out_BHC[row], expected_BHC[row], atol=1e-6, rtol=1e-6)
-
-
-def test_a_layer_that_does_not_slide_sees_all_in_a_step_that_has_windows():
-    groups, ratio, sizes = CASES["no grouped heads"]
-    case = paged_case(groups, ratio=ratio, **sizes)
-    q_BHC = queries(case, ratio)
-    attention = TorchAttention(case.rows, 5)
-    for window in (0, 5):
-        settings = {"scale": SCALE, "window": window, "softcap": 0.0}
-        out_BHC = attention(q_BHC, case.arena, 1, **settings)
-        expected_BHC = dense_attention(q_BHC, case, 1, **settings)
-        torch.testing.assert_close(out_BHC.double(), expected_BHC, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_of_padding_alone_gives_the_scratch_page():

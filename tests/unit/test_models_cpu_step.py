@@ -134,7 +134,7 @@ def test_the_engine_takes_the_step_and_no_token_changes_with_it_or_with_few_rows
         engine = Engine(model, processor.tokenizer, **options)
         # The second call meets other prompts in the pages of the first.
         groups.append([engine.generate(order, 4, sampling) for order in (prompts, prompts[::-1])])
-        assert (engine._runner._cpu is None) is ("fused" in options)  # pyright: ignore
+        assert (engine._runner.steps._cpu is None) is ("fused" in options)  # pyright: ignore
     ids = [[[c.ids for c in g.completions] for call in calls for g in call] for calls in groups]
     assert ids[0] == ids[1] == ids[2]
 
