@@ -4,6 +4,7 @@ that chooses between them. Nothing here knows a model."""
 from foveal.kernels.draw import draw, draw_reference
 from foveal.kernels.head_logprob import head_logprob, head_logprob_reference
 from foveal.kernels.philox import philox_uniform, row_seed
+from foveal.kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from foveal.kernels.varlen_attention import varlen_attention, varlen_attention_reference
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "head_logprob",
     "head_logprob_reference",
     "philox_uniform",
+    "prefix_attention",
+    "prefix_attention_reference",
     "row_seed",
     "varlen_attention",
     "varlen_attention_reference",
