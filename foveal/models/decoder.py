@@ -180,9 +180,7 @@ def attention_inputs(
     return rotate_reference(q, *angles), rotate_reference(k, *angles), v
 
 
-def attention_outputs(
-    decoder: Decoder, layer: Layer, x_ND: Tensor, attended_NHC: Tensor
-) -> Tensor:
+def attention_outputs(decoder: Decoder, layer: Layer, x_ND: Tensor, attended_NHC: Tensor) -> Tensor:
     """A layer from its attention on: the residual stream behind it, ``[N, D]``."""
     y = layer.o(attended_NHC.flatten(1))
     x = x_ND + (y if layer.after_attention is None else layer.after_attention(y))

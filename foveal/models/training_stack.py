@@ -1,7 +1,7 @@
 """The layer loop of training: a prompt once, and completions against its keys and values.
 
-    prompt_forward       one prompt, packed [T, D]       -> keys and values of each layer, last state
-    completion_forward   completions of it, packed       -> the hidden state before each token
+    prompt_forward      one prompt, packed [T, D]     -> its keys and values by layer, last state
+    completion_forward  completions of it, packed     -> the hidden state before each token
 
 A completion depends on its prompt through these alone. So the prompt's graph may be cut there,
 and one backward pass through it closes any number of completions (``foveal.train.group_pass``).

@@ -16,7 +16,6 @@ from foveal.train.plain_pass import PassSettings, Row
 from foveal.train.schedule import MicroStep
 from foveal.train.window import Window
 
-
 PASSES: dict[str, Any] = {"group": group_pass, "plain": plain_pass}
 """Modules with ``learn`` and ``score``, by ``GRPOConfig.training_pass``."""
 

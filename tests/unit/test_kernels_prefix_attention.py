@@ -1,4 +1,4 @@
-"""Attention to a shared prompt: the join of two calls, windows, and what CUDA kernels are handed."""
+"""Attention to a shared prompt: two calls joined, windows, and how CUDA kernels are called."""
 
 from __future__ import annotations
 
