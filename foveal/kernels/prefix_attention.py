@@ -176,7 +176,7 @@ class _Joined(torch.autograd.Function):
         ctx: Any, kernel: PartKernel, spans: tuple[Spans, ...], scale: float, q: Tensor,
         *keys_values: Tensor,
     ) -> Tensor:  # fmt: skip
-        q, *keys_values = (x.contiguous() for x in (q, *keys_values))
+        q, keys_values = q.contiguous(), tuple(x.contiguous() for x in keys_values)
         parts = [
             kernel.forward(q, k, v, span, scale)
             for k, v, span in zip(keys_values[::2], keys_values[1::2], spans, strict=True)

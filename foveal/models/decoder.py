@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.kernels.decode_fused import rotate_reference
@@ -185,7 +186,7 @@ def attention_outputs(decoder: Decoder, layer: Layer, x_ND: Tensor, attended_NHC
     y = layer.o(attended_NHC.flatten(1))
     x = x_ND + (y if layer.after_attention is None else layer.after_attention(y))
     h = layer.before_mlp(x)
-    act = nn.functional.gelu if decoder.family.gelu else nn.functional.silu
-    options = {"approximate": "tanh"} if decoder.family.gelu else {}
-    y = layer.down(act(layer.gate(h), **options) * layer.up(h))
+    gate = layer.gate(h)
+    gate = F.gelu(gate, approximate="tanh") if decoder.family.gelu else F.silu(gate)
+    y = layer.down(gate * layer.up(h))
     return x + (y if layer.after_mlp is None else layer.after_mlp(y))

@@ -1,4 +1,4 @@
-"""Attention to a shared prompt: two calls joined, windows, and how CUDA kernels are called."""
+"""Attention to a shared prompt: two calls joined, their windows, and what is refused."""
 
 from __future__ import annotations
 
@@ -121,10 +121,9 @@ def test_capped_scores_are_capped_before_the_softmax():
 
 
 def test_lengths_and_shapes_that_do_not_fit_are_refused():
-    q, *others = tensors()
-    with pytest.raises(ValueError, match="sum to the tokens"):
-        prefix_attention(q, *others, [5, 1, 8], scale=1.0)
-    with pytest.raises(ValueError, match="at least 1"):
-        prefix_attention(q, *others, [5, 0, 10], scale=1.0)
+    q, own_k, own_v, prefix_k, prefix_v = tensors()
+    for lengths, message in (([5, 1, 8], "sum to the tokens"), ([5, 0, 10], "at least 1")):
+        with pytest.raises(ValueError, match=message):
+            prefix_attention(q, own_k, own_v, prefix_k, prefix_v, lengths, scale=1.0)
     with pytest.raises(ValueError, match="H a multiple of K"):
-        prefix_attention(q[:, :5], *others, LENGTHS, scale=1.0)
+        prefix_attention(q[:, :5], own_k, own_v, prefix_k, prefix_v, LENGTHS, scale=1.0)
