@@ -58,7 +58,7 @@ def prefix_attention(
     """
     tensors = (q_NHC, own_k_NKC, own_v_NKC, prefix_k_TKC, prefix_v_TKC)
     _check(*tensors, lengths)
-    kernel = _KERNELS.get(choose_kernel(q_NHC))
+    kernel = KERNELS.get(choose_kernel(q_NHC))
     if kernel is None or softcap or q_NHC.shape[-1] % WIDTH_MULTIPLE:
         return prefix_attention_reference(
             *tensors, lengths, scale=scale, window=window, softcap=softcap
@@ -289,7 +289,8 @@ class EfficientKernel:
         return self.BOTTOM_RIGHT if spans.causal else 0
 
 
-_KERNELS: dict[str, PartKernel] = {"flash": FlashKernel(), "efficient": EfficientKernel()}
+KERNELS: dict[str, PartKernel] = {"flash": FlashKernel(), "efficient": EfficientKernel()}
+"""By the name that ``choose_kernel`` gives; where there is none, the reference computes."""
 
 
 def _extents(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, int, int]:

@@ -73,7 +73,7 @@ class Decoder:
         self.kv_heads: int = config.num_key_value_heads
         self.width: int = attention.head_dim
         self.hidden: int = config.hidden_size
-        self.vocabulary: int = self.head.weight.shape[0]  # pyright: ignore[reportAssignmentType]
+        self.vocabulary: int = stock.get_output_embeddings().weight.shape[0]
         self.scale = float(attention.scaling)
         self.score_softcap = float(getattr(attention, "attn_logit_softcapping", None) or 0.0)
         self.eps = float(config.rms_norm_eps)

@@ -24,7 +24,7 @@ from foveal.models.checkpointing import checkpoint_function
 from foveal.models.decoder import Decoder, Layer, attention_inputs, attention_outputs
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import Features, place_features
-from foveal.models.state import state_of
+from foveal.models.state import Checkpointing, state_of
 from foveal.types import Prompt
 
 Angles = dict[str, tuple[Tensor, Tensor]]
@@ -62,7 +62,7 @@ class PromptState:
 class TrainingStack:
     """The decoder of a loaded model, for passes that share prompts.
 
-    In training mode it keeps of each layer what ``set_checkpointing`` said.
+    In training mode it keeps of each layer what ``set_checkpointing`` said before.
 
     Args:
         model: stock model or its PEFT wrapper.
@@ -75,6 +75,7 @@ class TrainingStack:
         self.model = model
         self.decoder = Decoder(model)
         self.config: Any = stock_model(model).config
+        self._policy: Checkpointing | None = state_of(model).checkpointing
         _refuse(self.decoder, self.config)
 
     def prompt_forward(self, prompt: Prompt, features: Sequence[Features]) -> PromptState:
@@ -156,11 +157,10 @@ class TrainingStack:
             q, k = q.to(v.dtype), k.to(v.dtype)
             return attention_outputs(decoder, layer, x_ND, attend(number, q, k, v)), k, v
 
-        policy = state_of(self.model).checkpointing
-        if not policy or not self.model.training or not torch.is_grad_enabled():
+        if not self._policy or not self.model.training or not torch.is_grad_enabled():
             return compute(x_ND)
         # The stream is the one input that is kept (or sent to the host): all else is shared.
-        return checkpoint_function(policy)(compute, x_ND)
+        return checkpoint_function(self._policy)(compute, x_ND)
 
     def _attend_prompt(
         self, masks: dict[str, Tensor] | None, number: int, q: Tensor, k: Tensor, v: Tensor

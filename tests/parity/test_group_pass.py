@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from foveal.kernels.prefix_attention import KERNELS
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import vision_modules
 from foveal.models.forward import FeatureCache
@@ -21,6 +22,7 @@ from foveal.train.plain_pass import PassSettings, Row
 from foveal.types import Completion
 from tests.parity.our_side import assert_same, gradients, our_model, our_trainer, rows, values
 from tests.samples import ragged_prompts, random_completions
+from tests.unit.test_kernels_prefix_attention import TorchKernel
 
 LENGTHS = ((30, 1, 5), (3, 1, 12), (1, 1, 2))
 """Of the completions of a prompt with one picture, with two, and with none. 30 leave the window
@@ -95,6 +97,24 @@ def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(
         ours = update(group_pass, model, data, settings_of(**cut))
         assert_same_update(ours, expected)
         assert ours[3] == calls
+
+
+def test_calls_joined_by_their_log_sum_exp_stand_in_for_the_reference(family, monkeypatch):
+    """The form that CUDA takes, recomputed in checkpoints, with kernels in plain torch."""
+    model, processor = our_model(family, vision=True)
+    data = sampled_rows(model, processor)
+    expected = update(plain_pass, model, data, settings_of())
+    calls = []
+
+    class Counted(TorchKernel):
+        def backward(self, grad, q, k, v, out, lse, kept, spans, scale):
+            calls.append(spans)
+            return super().backward(grad, q, k, v, out, lse, kept, spans, scale)
+
+    monkeypatch.setitem(KERNELS, "reference", Counted())
+    set_checkpointing(model, True)
+    assert_same_update(update(group_pass, model, data, settings_of()), expected)
+    assert any(spans.window for spans in calls) == (family == "gemma3")
 
 
 def test_gradients_of_all_parameters_where_no_adapter_is(family):
