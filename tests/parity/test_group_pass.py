@@ -10,7 +10,7 @@ import torch
 
 from foveal.kernels.prefix_attention import KERNELS
 from foveal.models.checkpointing import set_checkpointing
-from foveal.models.family import vision_modules
+from foveal.models.family import language_model, vision_modules
 from foveal.models.forward import FeatureCache
 from foveal.models.training_stack import TrainingStack
 from foveal.rl import AGGREGATION, LossSpec, step_normaliser
@@ -97,6 +97,20 @@ def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(
         ours = update(group_pass, model, data, settings_of(**cut))
         assert_same_update(ours, expected)
         assert ours[3] == calls
+
+
+@pytest.mark.parametrize(("checkpointing", "times"), [(False, 1), (True, 2), ("offload", 2)])
+def test_each_prompt_passes_a_layer_once_and_again_only_where_checkpointed(checkpointing, times):
+    model, processor = our_model("qwen2_5_vl", vision=False)
+    data = sampled_rows(model, processor)
+    set_checkpointing(model, checkpointing)
+    tokens = []
+    norm = language_model(model).layers[1].input_layernorm
+    norm.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape[:-1].numel()))
+    update(group_pass, model, data, settings_of(rows_at_once=2))
+    prompts = sum(len(prompt.ids) for prompt in ragged_prompts(model, processor))
+    # Nothing follows a completion's last token, and one of a single token has no other.
+    assert sum(tokens) == times * (prompts + sum(n - 1 for group in LENGTHS for n in group))
 
 
 def test_calls_joined_by_their_log_sum_exp_stand_in_for_the_reference(family, monkeypatch):
