@@ -73,6 +73,7 @@ def train_one_step(model: Any, processor: Any, arguments: argparse.Namespace) ->
             loss_type="grpo",
             epsilon=3e-4,
             epsilon_high=4e-4,
+            training_pass="plain",
             num_generations=8,
             per_device_train_batch_size=arguments.pass_rows,
             gradient_accumulation_steps=32 // arguments.pass_rows,

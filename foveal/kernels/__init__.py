@@ -8,6 +8,7 @@ from foveal.kernels.head_logprob import (
     head_policy_gradient,
 )
 from foveal.kernels.philox import philox_uniform, row_seed
+from foveal.kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from foveal.kernels.varlen_attention import varlen_attention, varlen_attention_reference
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "head_logprob_reference",
     "head_policy_gradient",
     "philox_uniform",
+    "prefix_attention",
+    "prefix_attention_reference",
     "row_seed",
     "varlen_attention",
     "varlen_attention_reference",

@@ -71,12 +71,20 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
     chosen = decoder_layers + (tower_layers if vision_is_trained(model) else [])
     for layer in chosen:
         cast(Any, layer).gradient_checkpointing = True
-        cast(Any, layer)._gradient_checkpointing_func = (
-            recompute_from_host if policy == "offload" else _recompute
-        )
+        cast(Any, layer)._gradient_checkpointing_func = checkpoint_function(policy)
     kept = "inputs in host memory" if policy == "offload" else "inputs kept"
     state.record("checkpointing", f"{len(chosen)} layers are computed twice, {kept}")
     return len(chosen)
+
+
+def checkpoint_function(policy: Checkpointing) -> Callable[..., Any]:
+    """What calls a layer, ``function(layer, *inputs)``, so that only its inputs are kept.
+
+    Args:
+        policy: True or "offload".
+    """
+    assert policy, "nothing is computed twice where everything is kept"
+    return recompute_from_host if policy == "offload" else _recompute
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.kernels.decode_fused import rotate_reference
@@ -72,7 +73,7 @@ class Decoder:
         self.kv_heads: int = config.num_key_value_heads
         self.width: int = attention.head_dim
         self.hidden: int = config.hidden_size
-        self.vocabulary: int = self.head.weight.shape[0]  # pyright: ignore[reportAssignmentType]
+        self.vocabulary: int = stock.get_output_embeddings().weight.shape[0]
         self.scale = float(attention.scaling)
         self.score_softcap = float(getattr(attention, "attn_logit_softcapping", None) or 0.0)
         self.eps = float(config.rms_norm_eps)
@@ -161,21 +162,36 @@ def plain_step(
         position_B: rotary position of each token.
         attend: writes keys and values into the cache and attends.
     """
-    B = token_B.shape[0]
     x = decoder.embed(token_B).to(decoder.residual_dtype)
     angles = {kind: (cos[position_B], sin[position_B]) for kind, (cos, sin) in rotary.items()}
     for number, layer in enumerate(decoder.layers):
-        h = layer.before_attention(x)
-        q, k, v = (module(h).view(B, -1, decoder.width) for module in (layer.q, layer.k, layer.v))
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = layer.q_norm(q), layer.k_norm(k)
-        cos, sin = angles[layer.rotary]
-        q, k = rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
-        y = layer.o(attend(number, q, k, v).flatten(1))
-        x = x + (y if layer.after_attention is None else layer.after_attention(y))
-        h = layer.before_mlp(x)
-        act = nn.functional.gelu if decoder.family.gelu else nn.functional.silu
-        options: dict[str, Any] = {"approximate": "tanh"} if decoder.family.gelu else {}
-        y = layer.down(act(layer.gate(h), **options) * layer.up(h))
-        x = x + (y if layer.after_mlp is None else layer.after_mlp(y))
+        q, k, v = attention_inputs(decoder, layer, x, angles[layer.rotary])
+        x = attention_outputs(decoder, layer, x, attend(number, q, k, v))
     return decoder.norm(x)
+
+
+def attention_inputs(
+    decoder: Decoder, layer: Layer, x_ND: Tensor, angles: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A layer up to its attention: rotated q ``[N, H, C]`` and k, and v ``[N, K, C]``.
+
+    Args:
+        x_ND: residual stream.
+        angles: cosine and sine of each token's position, ``[N, C]``.
+    """
+    h, N = layer.before_attention(x_ND), x_ND.shape[0]
+    q, k, v = (module(h).view(N, -1, decoder.width) for module in (layer.q, layer.k, layer.v))
+    if layer.q_norm is not None and layer.k_norm is not None:
+        q, k = layer.q_norm(q), layer.k_norm(k)
+    return rotate_reference(q, *angles), rotate_reference(k, *angles), v
+
+
+def attention_outputs(decoder: Decoder, layer: Layer, x_ND: Tensor, attended_NHC: Tensor) -> Tensor:
+    """A layer from its attention on: the residual stream behind it, ``[N, D]``."""
+    y = layer.o(attended_NHC.flatten(1))
+    x = x_ND + (y if layer.after_attention is None else layer.after_attention(y))
+    h = layer.before_mlp(x)
+    gate = layer.gate(h)
+    gate = F.gelu(gate, approximate="tanh") if decoder.family.gelu else F.silu(gate)
+    y = layer.down(gate * layer.up(h))
+    return x + (y if layer.after_mlp is None else layer.after_mlp(y))

@@ -114,7 +114,7 @@ def hidden_states(
     if family_of(model).FAMILY.fp32_residual and embeds_BLD.dtype == torch.float16:
         embeds_BLD = embeds_BLD.float()
     if features:
-        embeds_BLD = _place(embeds_BLD, batch.image_BL, [main for main, *_ in features])
+        embeds_BLD = place_features(embeds_BLD, batch.image_BL, [main for main, *_ in features])
     inputs = family_of(model).decoder_inputs(model, batch, embeds_BLD, features)
     output = language_model(model)(
         inputs_embeds=embeds_BLD,
@@ -126,7 +126,12 @@ def hidden_states(
     return output.last_hidden_state
 
 
-def _place(embeds_BLD: Tensor, image_BL: Tensor, features: list[Tensor]) -> Tensor:
+def place_features(embeds_BLD: Tensor, image_BL: Tensor, features: list[Tensor]) -> Tensor:
+    """Embeddings ``[B, L, D]`` with pictures' features in the place of their placeholders.
+
+    Raises:
+        ValueError: if placeholders and features do not match in number.
+    """
     features_MD = torch.cat(features).to(embeds_BLD.dtype)
     placeholders = int(image_BL.sum())
     if placeholders != len(features_MD):
@@ -177,10 +182,16 @@ def completion_logprobs(
             temperature=temperature,
             softcap=final_softcap(model),
         )
-    lengths = list(batch.completion_lengths)
+    return padded_logprobs(logprob_N, entropy_N, batch.completion_lengths)
+
+
+def padded_logprobs(
+    logprob_N: Tensor, entropy_N: Tensor, lengths: Sequence[int]
+) -> CompletionLogprobs:
+    """Packed completions of the given lengths as rows."""
     ones = torch.ones_like(logprob_N, dtype=torch.bool)
     logprob_BT, entropy_BT, mask_BT = (
-        pad_sequence(list(packed.split(lengths)), batch_first=True)
+        pad_sequence(list(packed.split(list(lengths))), batch_first=True)
         for packed in (logprob_N, entropy_N, ones)
     )
     return CompletionLogprobs(logprob_BT, entropy_BT, mask_BT)

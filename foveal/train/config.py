@@ -102,6 +102,14 @@ class GRPOConfig(TrainingArguments):
     entropy_coef: float = 0.0
     off_policy_mask_threshold: float | None = None
 
+    # -- the training pass
+    training_pass: Literal["group", "plain"] = "group"
+    """"group" computes each prompt once for all its completions; "plain" lays every completion
+    out as a row with its prompt, slower and the specification of the former."""
+    pass_tokens: int | None = None
+    """Completion tokens that one forward and backward of the group pass holds at most; a longer
+    completion goes alone. None: ``per_device_train_batch_size`` rows, whatever their length."""
+
     # -- rewards
     reward_weights: list[float] | None = None
     scale_rewards: Any = "group"
@@ -166,7 +174,7 @@ class GRPOConfig(TrainingArguments):
             )
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
-        for name in ("max_prompt_length", "num_generations_eval", "rollout_rows"):
+        for name in ("max_prompt_length", "num_generations_eval", "rollout_rows", "pass_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give a positive number, or None")
@@ -178,6 +186,7 @@ class GRPOConfig(TrainingArguments):
             "multi_objective_aggregation": AGGREGATIONS,
             "reference": ("auto", "off", "start"),
             "vllm_importance_sampling_mode": MISMATCH_MODES,
+            "training_pass": ("group", "plain"),
         }
         for name, known in choices.items():
             value = getattr(self, name)

@@ -59,6 +59,9 @@ class PassSettings:
     spec: LossSpec
     temperature: float
     rows_at_once: int
+    """Rows of one forward and backward."""
+    tokens_at_once: int | None = None
+    """Completion tokens of one forward and backward of ``group_pass``; None sets no bound."""
     correct_mismatch: bool = True
     mismatch_mode: str = "sequence_mask"
     mismatch_max: float | None = 3.0
@@ -92,19 +95,18 @@ def learn(
     shares, stats = [], []
     for piece in pieces(rows, settings.rows_at_once):
         output = _forward(model, piece, settings.temperature, cache)
-        loss = _loss(piece, output, normaliser, settings, entropy_threshold)
-        backward(loss[0])
-        shares.append(loss[0].detach())
-        stats.append(loss[1])
+        loss, piece_stats = loss_share(piece, output, normaliser, settings, entropy_threshold)
+        backward(loss)
+        shares.append(loss.detach())
+        stats.append(piece_stats)
     return torch.stack(shares).sum(), merge_stats(*stats)
 
 
 def score(
     model: nn.Module,
     rows: Sequence[Row],
+    settings: PassSettings,
     *,
-    temperature: float,
-    rows_at_once: int,
     cache: FeatureCache,
 ) -> list[tuple[Tensor, Tensor]]:
     """Log-probability and entropy of each row, ``[T]`` each, without gradient.
@@ -114,8 +116,8 @@ def score(
     """
     results: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for piece in pieces(rows, rows_at_once):
-            output = _forward(model, piece, temperature, cache)
+        for piece in pieces(rows, settings.rows_at_once):
+            output = _forward(model, piece, settings.temperature, cache)
             for i, row in enumerate(piece):
                 length = len(row.completion.ids)
                 results.append((output.logprob_BT[i, :length], output.entropy_BT[i, :length]))
@@ -139,13 +141,14 @@ def _forward(
     )
 
 
-def _loss(
+def loss_share(
     rows: Sequence[Row],
     output: CompletionLogprobs,
     normaliser: Normaliser,
     settings: PassSettings,
     entropy_threshold: Tensor | None,
 ) -> tuple[Tensor, dict[str, Stat]]:
+    """What some rows add to the loss of their optimizer step, and statistics of theirs."""
     policy_BT = output.logprob_BT
     device = policy_BT.device
     mask_BT = _padded([torch.tensor(row.counts) for row in rows], device)

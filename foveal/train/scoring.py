@@ -10,10 +10,28 @@ from torch import Tensor, nn
 from foveal.models.family import vision_is_trained
 from foveal.models.forward import FeatureCache
 from foveal.rl import Normaliser, entropy_threshold, step_normaliser
+from foveal.train import group_pass, plain_pass
 from foveal.train.config import GRPOConfig
-from foveal.train.plain_pass import Row, score
+from foveal.train.plain_pass import PassSettings, Row
 from foveal.train.schedule import MicroStep
 from foveal.train.window import Window
+
+PASSES: dict[str, Any] = {"group": group_pass, "plain": plain_pass}
+"""Modules with ``learn`` and ``score``, by ``GRPOConfig.training_pass``."""
+
+
+def pass_settings(config: GRPOConfig) -> PassSettings:
+    """What a pass takes from the run's settings."""
+    return PassSettings(
+        spec=config.loss_spec(),
+        temperature=config.temperature,
+        rows_at_once=config.pass_rows,
+        tokens_at_once=config.pass_tokens,
+        correct_mismatch=config.vllm_importance_sampling_correction,
+        mismatch_mode=config.vllm_importance_sampling_mode,
+        mismatch_max=config.vllm_importance_sampling_clip_max,
+        mismatch_min=config.vllm_importance_sampling_clip_min,
+    )
 
 
 def score_window(
@@ -26,11 +44,10 @@ def score_window(
     return [
         scores
         for slot in range(config.slots)
-        for scores in score(
+        for scores in PASSES[config.training_pass].score(
             model,
             window.slot_rows(slot, config.slots),
-            temperature=config.temperature,
-            rows_at_once=config.pass_rows,
+            pass_settings(config),
             cache=cache if shared else FeatureCache(),
         )
     ]

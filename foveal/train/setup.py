@@ -11,6 +11,7 @@ from foveal.data import PromptBuilder, RowSource, describe_dropped, load_rows, s
 from foveal.models.family import family_of, stock_model
 from foveal.models.load import from_pretrained
 from foveal.models.state import say, state_of
+from foveal.models.training_stack import TrainingStack
 from foveal.rewards.call import RewardCaller
 from foveal.train.config import GRPOConfig
 from foveal.train.console import console
@@ -105,6 +106,8 @@ def check_policy(model: nn.Module, config: GRPOConfig) -> None:
             "the adapter covers lm_head, which log-probabilities are computed from in pieces; "
             "take it out of target_modules"
         )
+    if config.training_pass == "group":
+        TrainingStack(model)  # raises for what it cannot compute
     _check_lengths(model, config)
 
 

@@ -5,7 +5,7 @@
         rewards, advantages within groups          rewards, rl
         (old and reference log-probabilities)      only where they can differ
     each micro-step passes through a slot of it
-        log-probabilities, loss, backward          train.plain_pass
+        log-probabilities, loss, backward          train.group_pass
     each optimizer step
         transformers: clip, step, schedule, log, save, evaluate
 
@@ -38,11 +38,10 @@ from foveal.train.config import GRPOConfig
 from foveal.train.console import Interrupt, RewardProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
 from foveal.train.metrics import MetricLog, window_metrics
-from foveal.train.plain_pass import PassSettings, learn
 from foveal.train.record import MetricsFile, RolloutFile
 from foveal.train.reference import Reference
 from foveal.train.schedule import MicroStep, Schedule
-from foveal.train.scoring import normaliser_of, score_old, score_window
+from foveal.train.scoring import PASSES, normaliser_of, pass_settings, score_old, score_window
 from foveal.train.setup import (
     check_policy,
     dataset_prompts,
@@ -191,11 +190,11 @@ class GRPOTrainer(WholeCheckpoints):
         window = self._window_at(micro)
         model.train()
         with self.meter("train"):
-            loss, stats = learn(
+            loss, stats = PASSES[self.config.training_pass].learn(
                 model,
                 window.slot_rows(micro.slot, self.config.slots),
                 normaliser_of(window, micro, self.config),
-                self._pass_settings(),
+                pass_settings(self.config),
                 cache=self.features,
                 backward=self.accelerator.backward,
                 entropy_threshold=window.entropy_threshold,
@@ -250,17 +249,6 @@ class GRPOTrainer(WholeCheckpoints):
             return self._prompts(rows, [known[pick] for pick in picks])
 
         return draw
-
-    def _pass_settings(self) -> PassSettings:
-        return PassSettings(
-            spec=self.spec,
-            temperature=self.config.temperature,
-            rows_at_once=self.config.pass_rows,
-            correct_mismatch=self.config.vllm_importance_sampling_correction,
-            mismatch_mode=self.config.vllm_importance_sampling_mode,
-            mismatch_max=self.config.vllm_importance_sampling_clip_max,
-            mismatch_min=self.config.vllm_importance_sampling_clip_min,
-        )
 
     def _collector(self, evaluation: bool = False) -> Collector:
         config = self.config

@@ -23,9 +23,11 @@ OURS_ALONE = {
     "max_resample_times": "of dynamic_sampling",
     "max_prompt_length": "TRL had it before 1.0; recipes still name it",
     "max_rollout_logprob_difference": "a guard that TRL does not have",
+    "pass_tokens": "of the group pass, which packs completions without padding",
     "reference": "TRL chooses by how the adapter was passed",
     "rollout_rows": "TRL generates a whole batch at once",
     "system_prompt": "TRL leaves it to the data set",
+    "training_pass": "TRL has the plain one",
 }
 REFUSED = {
     "generation_kwargs": {"num_beams": 2},

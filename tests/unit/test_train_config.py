@@ -123,6 +123,8 @@ BATCH = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "nu
         ({"importance_sampling_level": "group"}, "'token' or 'sequence'"),
         ({"scale_rewards": "groups"}, "scale_rewards is 'groups'; it must be one of group, batch"),
         ({"reference": "adapter"}, "reference is 'adapter'; it must be one of auto, off, start"),
+        ({"training_pass": "fast"}, "training_pass is 'fast'; it must be one of group, plain"),
+        ({"pass_tokens": 0}, "pass_tokens is 0; give a positive number, or None"),
         ({"multi_objective_aggregation": "sum"}, "multi_objective_aggregation is 'sum'"),
         ({"vllm_importance_sampling_mode": "mask"}, "vllm_importance_sampling_mode is 'mask'"),
         ({"gradient_checkpointing": "host"}, "gradient_checkpointing is 'host'"),

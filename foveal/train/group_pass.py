@@ -1,0 +1,204 @@
+"""The training pass that computes each prompt once, however many completions it has.
+
+    for each prompt                                     models.training_stack
+        pictures, prompt                                one forward; its graph waits
+        for completions in pieces                       against the prompt's keys and values
+            log p(token), loss                          train.plain_pass, rl.policy_loss
+            backward                                    into the parameters, and to the cut
+        what arrived at the cut, backward through the prompt and on into a trained tower
+
+The cut is exact: completions depend on their prompt through its keys, values and last state only,
+and gradients add. A factor that ``backward`` puts on a loss (a gradient scaler's, say) is in what
+arrives at the cut already.
+
+Completions whose weight in the gradient is exactly zero are passed forward only, where a whole
+piece is such (a group with equal rewards is nothing else): their entropies, ratios and differences
+to the sampler stay in the metrics, and the pieces stay those of :func:`score`, bit for bit.
+
+``foveal.train.plain_pass`` is the specification.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from foveal.kernels import head_logprob
+from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
+from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
+from foveal.models.precision import autocast
+from foveal.models.training_stack import PromptState, TrainingStack
+from foveal.rl import LossSpec, Normaliser, merge_stats
+from foveal.rl.stats import Stat
+from foveal.train.plain_pass import PassSettings, Row, loss_share
+from foveal.types import Prompt
+
+
+def learn(
+    model: nn.Module,
+    rows: Sequence[Row],
+    normaliser: Normaliser,
+    settings: PassSettings,
+    *,
+    cache: FeatureCache,
+    backward: Callable[[Tensor], None],
+    entropy_threshold: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Stat]]:
+    """Forward and backward for ``rows``; their gradient is added to the parameters.
+
+    Args:
+        model: the policy.
+        rows: of one micro-step; rows of one prompt stand next to each other.
+        normaliser: of the optimizer step that the rows belong to.
+        settings: the loss, its temperature, and how much is passed at once.
+        cache: features of pictures.
+        backward: called with the share of each piece that has a gradient.
+        entropy_threshold: tokens below it are left out (``top_entropy_quantile``).
+
+    Returns:
+        The rows' share of the step's loss, detached, and statistics to merge with others'.
+    """
+    stack = TrainingStack(model)
+    shares, stats, skipped = [], [], False
+    for prompt, group in _groups(rows):
+        pieces = list(_pieces(group, settings))
+        learns = [any(_has_gradient(row, settings.spec) for row in piece) for piece in pieces]
+        skipped |= not all(learns)
+        with torch.set_grad_enabled(any(learns)):
+            cut = _Cut(_prompt(stack, prompt, cache))
+        for piece, learning in zip(pieces, learns, strict=True):
+            with torch.set_grad_enabled(learning):
+                output = _completions(stack, cut.state, piece, settings.temperature)
+                share, found = loss_share(piece, output, normaliser, settings, entropy_threshold)
+            if learning:
+                backward(share)
+                cut.collect()
+            shares.append(share.detach())
+            stats.append(found)
+        cut.backward()
+        del cut  # its keys and values, before those of the next prompt
+    if skipped:
+        _fill_gradients(model, rows)
+    return torch.stack(shares).sum(), merge_stats(*stats)
+
+
+def score(
+    model: nn.Module, rows: Sequence[Row], settings: PassSettings, *, cache: FeatureCache
+) -> list[tuple[Tensor, Tensor]]:
+    """Log-probability and entropy of each row, ``[T]`` each, without gradient.
+
+    Rows are laid out in the same pieces as in :func:`learn`, so that with unchanged weights both
+    give the same bits: GSPO's clip range of 3e-4 leaves no room for rounding.
+    """
+    stack = TrainingStack(model)
+    results: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for prompt, group in _groups(rows):
+            # As in learning: a trained tower is called for each prompt anew, with its pictures.
+            own = FeatureCache() if vision_is_trained(model) else cache
+            state = _prompt(stack, prompt, own)
+            for piece in _pieces(group, settings):
+                output = _completions(stack, state, piece, settings.temperature)
+                for i, row in enumerate(piece):
+                    length = len(row.completion.ids)
+                    results.append((output.logprob_BT[i, :length], output.entropy_BT[i, :length]))
+    return results
+
+
+class _Cut:
+    """A prompt's results as leaves of the completions' graphs, and the gradients they collect."""
+
+    def __init__(self, state: PromptState) -> None:
+        self._outputs = state.tensors
+        self._leaves = [x.detach().requires_grad_(x.requires_grad) for x in state.tensors]
+        self._grads: list[Tensor | None] = [None] * len(self._leaves)
+        self.state = state.with_tensors(self._leaves)
+
+    def collect(self) -> None:
+        """Take over what the last backward pass left; sums are kept in float32 or better."""
+        for i, leaf in enumerate(self._leaves):
+            if leaf.grad is None:
+                continue
+            known, wide = self._grads[i], torch.promote_types(leaf.dtype, torch.float32)
+            self._grads[i] = leaf.grad if known is None else known.to(wide).add_(leaf.grad)
+            leaf.grad = None
+
+    def backward(self) -> None:
+        """Through the prompt, once; nothing happens where no gradient arrived."""
+        arrived = [
+            (output, grad.to(output.dtype))
+            for output, grad in zip(self._outputs, self._grads, strict=True)
+            if grad is not None
+        ]
+        if arrived:
+            outputs, grads = zip(*arrived, strict=True)
+            torch.autograd.backward(outputs, grads)
+
+
+def _groups(rows: Sequence[Row]) -> Iterator[tuple[Prompt, list[Row]]]:
+    """Neighbours with the same tokens and pictures."""
+
+    def content(row: Row) -> tuple[tuple[int, ...], list[str]]:
+        return row.prompt.ids, [image.digest for image in row.prompt.images]
+
+    for _, group in itertools.groupby(rows, content):
+        members = list(group)
+        yield members[0].prompt, members
+
+
+def _pieces(rows: Sequence[Row], settings: PassSettings) -> Iterator[list[Row]]:
+    """Rows of one prompt in order, as many at once as the settings allow, at least one."""
+    piece: list[Row] = []
+    tokens = 0
+    for row in rows:
+        length = len(row.completion.ids)
+        over = settings.tokens_at_once is not None and tokens + length > settings.tokens_at_once
+        if piece and (over or len(piece) == settings.rows_at_once):
+            yield piece
+            piece, tokens = [], 0
+        piece.append(row)
+        tokens += length
+    yield piece
+
+
+def _has_gradient(row: Row, spec: LossSpec) -> bool:
+    """Whether the loss can depend on a row: each of its terms is multiplied by one of these."""
+    return row.num_tokens > 0 and bool(row.advantage or spec.beta or spec.entropy_coef)
+
+
+def _prompt(stack: TrainingStack, prompt: Prompt, cache: FeatureCache) -> PromptState:
+    with autocast(stack.model):
+        return stack.prompt_forward(prompt, cache.get(stack.model, prompt.images))
+
+
+def _completions(
+    stack: TrainingStack, state: PromptState, rows: Sequence[Row], temperature: float
+) -> CompletionLogprobs:
+    completions = [row.completion.ids for row in rows]
+    target_N = torch.tensor([token for ids in completions for token in ids])
+    with autocast(stack.model):
+        logprob_N, entropy_N = head_logprob(
+            stack.completion_forward(state, completions),
+            stock_model(stack.model).get_output_embeddings().weight,
+            target_N.to(stack.decoder.device),
+            temperature=temperature,
+            softcap=final_softcap(stack.model),
+        )
+    return padded_logprobs(logprob_N, entropy_N, [len(ids) for ids in completions])
+
+
+def _fill_gradients(model: nn.Module, rows: Sequence[Row]) -> None:
+    """Zeros for parameters that only skipped rows would have reached.
+
+    An optimizer passes over a parameter without a gradient, but not over one whose gradient is 0:
+    momentum and weight decay act on it.
+    """
+    tower = {id(p) for module in vision_modules(model) for p in module.parameters()}
+    pictures = any(row.prompt.images for row in rows)
+    for parameter in model.parameters():
+        reached = pictures or id(parameter) not in tower
+        if parameter.requires_grad and parameter.grad is None and reached:
+            parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,129 @@
+"""Attention to a shared prompt: two calls joined, their windows, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from foveal.kernels import prefix_attention, prefix_attention_reference
+from foveal.kernels.prefix_attention import Spans, joined_attention
+
+HEADS, KV_HEADS, WIDTH, PROMPT = 6, 2, 8, 11
+LENGTHS = [5, 1, 9]
+
+
+class TorchKernel:
+    """A part kernel in plain torch, which computes in float64: what the join is tested by."""
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        score_HNS, v = self._scores(q, k, spans, scale), expand(v, q.shape[1])
+        lse_HN = score_HNS.logsumexp(-1)
+        weight_HNS = (score_HNS - lse_HN[..., None]).exp()
+        return torch.einsum("hns,shc->nhc", weight_HNS, v), lse_HN, ()
+
+    def backward(
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+        kept: tuple[Tensor, ...], spans: Spans, scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        heads, kv_heads = q.shape[1], k.shape[1]
+        weight_HNS = (self._scores(q, k, spans, scale) - lse[..., None]).exp()
+        k, v = expand(k, heads), expand(v, heads)
+        d_weight_HNS = torch.einsum("nhc,shc->hns", grad, v)
+        d_score_HNS = weight_HNS * (d_weight_HNS - (grad * out).sum(-1).T[..., None]) * scale
+        dk = torch.einsum("hns,nhc->shc", d_score_HNS, q).unflatten(1, (kv_heads, -1)).sum(2)
+        dv = torch.einsum("hns,nhc->shc", weight_HNS, grad).unflatten(1, (kv_heads, -1)).sum(2)
+        return torch.einsum("hns,shc->nhc", d_score_HNS, k), dk, dv
+
+    def _scores(self, q: Tensor, k: Tensor, spans: Spans, scale: float) -> Tensor:
+        """``[H, N, S]``, -inf where a query does not see a key."""
+        score_HNS = torch.einsum("nhc,shc->hns", q, expand(k, q.shape[1])) * scale
+        blocks = []
+        for rows, columns in zip(spans.queries, spans.keys, strict=True):
+            distance = torch.arange(rows)[:, None] + columns - rows - torch.arange(columns)
+            seen = (distance >= 0) | (not spans.causal)
+            blocks.append(seen & (distance < spans.window) if spans.window else seen)
+        seen_NS = torch.block_diag(*blocks).bool().to(q.device)
+        return score_HNS.masked_fill(~seen_NS, -torch.inf)
+
+
+def expand(x_SKC, heads):
+    return x_SKC.repeat_interleave(heads // x_SKC.shape[1], dim=1)
+
+
+def tensors(lengths=LENGTHS, prompt=PROMPT, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(sum(lengths), HEADS)] + [(n, KV_HEADS) for n in (sum(lengths), prompt) for _ in "kv"]
+    return [
+        torch.randn(*size, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
+        for size in sizes
+    ]
+
+
+def with_gradients(function, lengths=LENGTHS, **options):
+    inputs = tensors(lengths)
+    out = function(*inputs, lengths, scale=0.3, **options)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=out.dtype)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]
+
+
+def separately(q, own_k, own_v, prefix_k, prefix_v, lengths, *, scale, window=0, softcap=0.0):
+    """One completion after another as an ordinary causal row that begins with the prompt."""
+    outs = []
+    for piece_q, piece_k, piece_v in zip(
+        *(x.split(lengths) for x in (q, own_k, own_v)), strict=True
+    ):
+        k, v = (
+            expand(torch.cat(pair), HEADS) for pair in ((prefix_k, piece_k), (prefix_v, piece_v))
+        )
+        score = torch.einsum("nhc,shc->hns", piece_q, k) * scale
+        if softcap:
+            score = softcap * torch.tanh(score / softcap)
+        at = torch.arange(len(prefix_k), len(k))[:, None]
+        hidden = torch.arange(len(k)) > at
+        if window:
+            hidden |= torch.arange(len(k)) <= at - window
+        weight = score.masked_fill(hidden, -torch.inf).softmax(-1)
+        outs.append(torch.einsum("hns,shc->nhc", weight, v))
+    return torch.cat(outs)
+
+
+# Wider than all, as wide as the longest row, one less; within the prompt; within a completion.
+WINDOWS = [0, 40, PROMPT + 9, PROMPT + 8, 7, 3, 1]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_reference_gives_what_each_completion_gives_as_a_row_of_its_own(window):
+    expected = with_gradients(separately, window=window)
+    for ours, value in zip(
+        with_gradients(prefix_attention_reference, window=window), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, value, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_two_calls_joined_give_the_output_and_all_five_gradients(window):
+    def joined(*args, **options):
+        return joined_attention(TorchKernel(), *args, **options)
+
+    expected = with_gradients(prefix_attention_reference, window=window)
+    for ours, value in zip(with_gradients(joined, window=window), expected, strict=True):
+        torch.testing.assert_close(ours, value, atol=1e-10, rtol=1e-10)
+
+
+def test_capped_scores_are_capped_before_the_softmax():
+    capped = with_gradients(prefix_attention, softcap=0.5)
+    for ours, value in zip(capped, with_gradients(separately, softcap=0.5), strict=True):
+        torch.testing.assert_close(ours, value, atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(capped[0], with_gradients(prefix_attention)[0], atol=1e-3)
+
+
+def test_lengths_and_shapes_that_do_not_fit_are_refused():
+    q, own_k, own_v, prefix_k, prefix_v = tensors()
+    for lengths, message in (([5, 1, 8], "sum to the tokens"), ([5, 0, 10], "at least 1")):
+        with pytest.raises(ValueError, match=message):
+            prefix_attention(q, own_k, own_v, prefix_k, prefix_v, lengths, scale=1.0)
+    with pytest.raises(ValueError, match="H a multiple of K"):
+        prefix_attention(q[:, :5], own_k, own_v, prefix_k, prefix_v, LENGTHS, scale=1.0)
