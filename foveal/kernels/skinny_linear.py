@@ -121,7 +121,6 @@ class SkinnyLinear:
         rows: int,
         *,
         split: bool = True,
-        block_k_even: bool | None = None,
     ) -> None:
         assert 1 <= len(weights) <= 3
         self.rows, self.K = rows, weights[0].shape[1]

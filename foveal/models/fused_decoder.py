@@ -69,7 +69,7 @@ class FusedStep:
         lora: packed adapters.
         rows: B.
         cache_dtype: of the arena.
-        workspace: shared by steps of several sizes, from :func:`workspace_for`.
+        workspace: room for the largest, shared by steps of all sizes.
     """
 
     def __init__(

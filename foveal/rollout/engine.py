@@ -152,11 +152,13 @@ class Engine:
         if self._runner is not None:
             self._runner.sleep()
 
-    def share_features(self, features: FeatureCache) -> None:
-        """Keep encoded pictures there from now on; whose they are clears them."""
-        self.features, self._own_features = features, False
+    def share_features(self, features: FeatureCache | None) -> None:
+        """Keep encoded pictures there from now on; whose they are clears them. None: keep them no
+        longer than a call takes."""
+        self._own_features = features is None
+        self.features = FeatureCache() if features is None else features
         if self._runner is not None:
-            self._runner.features = features
+            self._runner.features = self.features
 
     def __deepcopy__(self, memo: Any) -> None:
         """A copy of a model has no engine yet: graphs and pages belong to the weights they read."""
@@ -191,7 +193,6 @@ class Engine:
         rows = [row for row in work.decode if not row.finished]
         if not rows or not work.steps:
             return
-        runner.prepare(len(rows))
         with self._timed("decode"):
             for drawn in runner.decode(rows, work.steps, sampler):
                 self._advance(scheduler, rows, drawn, rule, on_tokens, first)
@@ -357,7 +358,7 @@ def engine_of(
     Args:
         model: stock model or its PEFT wrapper.
         tokenizer: decodes completions.
-        features: where encoded pictures are kept from now on; as before if None.
+        features: where encoded pictures are kept from now on; no longer than a call if None.
         max_rows: most completions decoded at a time; as before, or 128, if None.
     """
     state = state_of(model)
@@ -365,8 +366,7 @@ def engine_of(
     fits = engine is not None and engine.tokenizer is tokenizer
     if engine is None or not fits or max_rows not in (None, engine.max_rows):
         state.engine = engine = Engine(model, tokenizer, features, max_rows=max_rows or 128)
-    if features is not None:
-        engine.share_features(features)
+    engine.share_features(features)
     return engine
 
 

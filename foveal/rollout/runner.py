@@ -74,8 +74,8 @@ class Runner:
         self._drawn = DrawnTokens(MAX_BURST, most, self.device)
         self._uniform_host = torch.zeros(MAX_BURST, most, pin_memory=pinned)
         self._uniform = torch.zeros(MAX_BURST, most, device=self.device)
-        self._described: list[tuple[int, int, int]] = []
-        """Rows that the tables describe: sequence, pages, tokens in the cache."""
+        self._described: list[tuple[object, ...]] = []
+        """Rows that the tables describe, see ``_description``."""
 
     # -- memory
 
@@ -118,6 +118,8 @@ class Runner:
     def encode(self, requests: Rows[Request]) -> None:
         """Bring the pictures of prompts through the tower, as many at once as prefill takes."""
         images = [image for r in requests for image in r.payload.prompt.images]
+        if not images:
+            return
         while images:
             count, tokens = 0, 0
             while count < len(images) and (count == 0 or tokens <= PREFILL_TOKENS):
@@ -215,8 +217,7 @@ class Runner:
 
     def _describe(self, sequences: Rows[Sequence], bucket: int) -> None:
         """Write the batch's tables, unless the device has carried them on by itself."""
-        now = [(id(s), len(s.pages), s.cached) for s in sequences]
-        if now != self._described:
+        if [_description(s, s.cached) for s in sequences] != self._described:
             self.steps.tables.fill(sequences, bucket)
             self.steps.batch += 1
 
@@ -226,7 +227,7 @@ class Runner:
             firsts = [len(s.ids) for s in sequences]
             self._uniform_host[:steps, : len(sequences)] = sampler.uniforms(seeds, firsts, steps)
             self._uniform.copy_(self._uniform_host, non_blocking=True)
-        self._described = [(id(s), len(s.pages), s.cached + steps) for s in sequences]
+        self._described = [_description(s, s.cached + steps) for s in sequences]
         return self._uniform
 
     def _seen_rows(self, sequences: Rows[Sequence], bucket: int, sampler: Sampler) -> Tensor | None:
@@ -235,6 +236,13 @@ class Runner:
         ids = [[*s.request.payload.prompt.ids, *s.ids] for s in sequences]
         ids += [[] for _ in range(bucket - len(ids))]
         return seen_rows(ids, self.decoder.vocabulary, self.device)
+
+
+def _description(sequence: Sequence, cached: int) -> tuple[object, ...]:
+    """All that the tables say of a row. The pages themselves, not their number: a row that stepped
+    back may come again at once with as many others."""
+    prefix = sequence.request.prefix_pages or ()
+    return id(sequence), tuple(sequence.pages), tuple(prefix), cached
 
 
 def _seed(sequence: Sequence) -> int:

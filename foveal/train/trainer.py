@@ -33,7 +33,7 @@ from foveal.models.family import placeholder_ids
 from foveal.models.forward import FeatureCache
 from foveal.models.state import state_of
 from foveal.rewards.call import RewardCaller
-from foveal.rollout import RolloutBackend, engine_of
+from foveal.rollout import Engine, RolloutBackend, engine_of
 from foveal.train.config import GRPOConfig
 from foveal.train.console import Interrupt, RewardProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
@@ -125,9 +125,10 @@ class GRPOTrainer(WholeCheckpoints):
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.features = FeatureCache()
         """Encoded pictures of a window, for rollout and training alike."""
-        self.backend: RolloutBackend = rollout_backend or engine_of(
-            model, tokenizer, features=self.features, max_rows=config.rows_at_once
-        )
+        self._engine: Engine | None = None
+        if rollout_backend is None:
+            self._engine = engine_of(model, tokenizer, max_rows=config.rows_at_once)
+        self.backend: RolloutBackend = rollout_backend or self._engine  # pyright: ignore
         self.meter = PhaseMeter(self.args.device)
         self.metrics = MetricLog()
         chosen = state_of(model).checkpointing
@@ -213,6 +214,9 @@ class GRPOTrainer(WholeCheckpoints):
     def _open_window(self, micro: MicroStep) -> Window:
         """Rollout, rewards, advantages; and the log-probabilities that later steps compare with."""
         self.features.clear()
+        if self._engine is not None:
+            # Anew for each window: others who sample from the model meanwhile keep no pictures.
+            self._engine.share_features(self.features)
         assert self.train_rows is not None
         with self.meter("data"):
             prompts = self._prompts(self.train_rows, micro.prompt_indices)

@@ -126,6 +126,7 @@ E4M3 = torch.float8_e4m3fn
     [
         (75, 128, 7, torch.float16),
         (75, 256, 2, torch.float16),
+        (80, 256, 2, torch.bfloat16),
         (89, 256, 2, E4M3),
         (90, 128, 7, E4M3),
     ],

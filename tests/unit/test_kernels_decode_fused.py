@@ -17,6 +17,7 @@ from foveal.kernels.decode_fused import (
     write_cache,
 )
 from foveal.types import PAGE
+from tests.aot import CAPABILITIES, SHARED_BYTES, Recorder
 from tests.interpret import run_interpreted
 
 
@@ -92,3 +93,44 @@ def test_an_8_bit_cache_saturates_where_it_has_no_number():
 def test_triton_kernels_equal_the_references():
     pytest.importorskip("triton")
     run_interpreted("tests.unit.triton_fused_cases")
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_compile_and_fit_on_every_card(capability, monkeypatch):
+    """With the shapes of Gemma-3-4B, whose norms and heads need every branch."""
+    pytest.importorskip("triton")
+    from foveal.kernels import decode_fused, decode_fused_triton
+
+    names = ("residual_norm_kernel", "rotary_cache_kernel", "store_kernel")
+    recorders = [Recorder(getattr(decode_fused_triton, name)) for name in names]
+    for name, recorder in zip(names, recorders, strict=True):
+        monkeypatch.setattr(decode_fused_triton, name, recorder)
+    half = torch.float16 if capability == 75 else torch.bfloat16
+    rows, D, heads, kv_heads, width = 32, 2560, 8, 4, 256
+
+    def empty(*shape: int, dtype: torch.dtype = half) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    table = SimpleNamespace(
+        suffix_table_BP=empty(rows, 64, dtype=torch.int32),
+        cached_B=empty(rows, dtype=torch.int32),
+    )
+    address, base = empty(1, dtype=torch.int64), empty(rows, dtype=torch.int32)
+    decode_fused.residual_norm(
+        empty(4, rows, D, dtype=torch.float32), empty(rows, D), empty(D), empty(rows, D),
+        eps=1e-6, add_one=True, after_D=empty(D),
+    )  # fmt: skip
+    decode_fused.rotary_cache(
+        empty(4, rows, (heads + 2 * kv_heads) * width, dtype=torch.float32),
+        None, (empty(width), empty(width)), empty(64, width), empty(64, width),
+        empty(rows, heads, width), address, 16, 1 << 20, table, base,
+        kv_heads=kv_heads, cache_dtype=half, eps=1e-6, add_one=True,
+    )  # fmt: skip
+    k_BKC = empty(rows, kv_heads, width)
+    decode_fused.store_cache(k_BKC, k_BKC, address, 16, 1 << 20, table, half)
+    launches = [launch for recorder in recorders for launch in recorder.launches]
+    assert len(launches) == len(names)
+    for launch in launches:
+        compiled = launch.compile_for(capability)
+        assert compiled.metadata.shared <= SHARED_BYTES[capability]
+        assert f".target sm_{capability}" in compiled.asm["ptx"]

@@ -4,6 +4,7 @@ that stay in the cache, updates. What it owes as a backend is in test_rollout_ba
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from foveal.models.decoder import Decoder
 from foveal.models.family import placeholder_ids, stock_model, vision_modules
 from foveal.models.forward import FeatureCache, completion_logprobs
 from foveal.rollout import TransformersBackend
-from foveal.rollout.engine import Engine
+from foveal.rollout.engine import Engine, engine_of
+from foveal.rollout.runner import _description
 from foveal.rollout.sampler import Sampler
 from foveal.testing import tiny
 from foveal.testing.tiny_models import SLIDING_WINDOW
 from foveal.types import PAGE, SamplingParams
-from tests.samples import build, picture, row, stock_inputs
+from tests.samples import build, picture, ragged_prompts, row, stock_inputs
 
 SAMPLED = SamplingParams(max_tokens=10, seed=3)
 
@@ -432,3 +434,28 @@ def test_bad_input_is_refused_before_any_work(options, n, sampling, message, mon
     assert len(ids_of(sampler.generate(prompts[2:3], 1, fine))[0]) == 1
     assert torch.equal(torch.get_rng_state(), state)
     assert sampler.generate([], 1, fine) == []
+
+
+def test_a_row_back_on_as_many_other_pages_is_described_anew():
+    request = SimpleNamespace(prefix_pages=[1])
+    mine = SimpleNamespace(request=request, pages=[2, 3], cached=70)
+    before = _description(mine, mine.cached)
+    assert _description(mine, mine.cached) == before
+    mine.pages = [4, 5]
+    assert _description(mine, mine.cached) != before
+    mine.pages, request.prefix_pages = [2, 3], [6]
+    assert _description(mine, mine.cached) != before
+
+
+def test_pictures_are_kept_only_for_whoever_shares_their_place():
+    model, processor = tiny("qwen2_5_vl")
+    prompts = ragged_prompts(model, processor)
+    kept = FeatureCache()
+    engine_of(model, processor.tokenizer, features=kept).generate(
+        prompts, 1, SamplingParams(max_tokens=2)
+    )
+    assert len(kept._features) == 3
+    sampler = engine_of(model, processor.tokenizer)
+    sampler.standby()
+    sampler.generate(prompts, 1, SamplingParams(max_tokens=2))
+    assert not sampler.features._features and sampler.features is not kept

@@ -162,3 +162,9 @@ def test_pieces_join_to_the_text_of_the_completion_whatever_comes(tokenizer):
         assert "".join([*pieces, stream.finish()]) == text
         assert end is None or not any(s in text for s in stop)
     assert 50 < cut < 390
+
+
+@pytest.mark.parametrize("stop", [("END", ""), ("END", 3)])
+def test_a_stop_string_that_is_none_is_named(stop):
+    with pytest.raises(ValueError, match=rf"stop\[1\] is {stop[1]!r}; .* at least one character"):
+        SamplingParams(max_tokens=4, stop=stop)
