@@ -115,12 +115,16 @@ def rotary_cache_kernel(
             local = head - HEADS - KV
             cache_ptr += v_offset
         cache_ptr += (local * PAGE + cached % PAGE) * C + at
-        if FP8:
-            # The format has no infinity: saturate at its largest value.
-            first = tl.clamp(first.to(tl.float32), -448.0, 448.0)
-            second = tl.clamp(second.to(tl.float32), -448.0, 448.0)
-        tl.store(cache_ptr, first.to(CACHE))
-        tl.store(cache_ptr + HALF_C, second.to(CACHE))
+        tl.store(cache_ptr, _stored(first, CACHE, FP8))
+        tl.store(cache_ptr + HALF_C, _stored(second, CACHE, FP8))
+
+
+@triton.jit
+def _stored(x, CACHE: tl.constexpr, FP8: tl.constexpr):
+    """As the cache holds it. 8-bit floats have no infinity: saturate at their largest value."""
+    if FP8:
+        return tl.clamp(x.to(tl.float32), -448.0, 448.0).to(CACHE)
+    return x.to(CACHE)
 
 
 @triton.jit
@@ -150,15 +154,12 @@ def store_kernel(
     row = tl.program_id(0)
     head = tl.program_id(1)
     at = tl.arange(0, C)
-    k = tl.load(k_ptr + (row * KV + head) * C + at).to(tl.float32)
-    v = tl.load(v_ptr + (row * KV + head) * C + at).to(tl.float32)
-    if FP8:
-        k = tl.clamp(k, -448.0, 448.0)
-        v = tl.clamp(v, -448.0, 448.0)
+    k = tl.load(k_ptr + (row * KV + head) * C + at)
+    v = tl.load(v_ptr + (row * KV + head) * C + at)
     cached = tl.load(cached_ptr + row)
     page = tl.load(table_ptr + row * table_stride + cached // PAGE).to(tl.int64)
     cache_ptr = tl.load(address_ptr).to(tl.pointer_type(CACHE))
     cache_ptr = tl.multiple_of(cache_ptr, 16) + layer_offset + page * page_stride
     cache_ptr += (head * PAGE + cached % PAGE) * C + at
-    tl.store(cache_ptr, k.to(CACHE))
-    tl.store(cache_ptr + v_offset, v.to(CACHE))
+    tl.store(cache_ptr, _stored(k, CACHE, FP8))
+    tl.store(cache_ptr + v_offset, _stored(v, CACHE, FP8))

@@ -124,6 +124,9 @@ class Spans:
 class PartKernel(Protocol):
     """Attention over one set of keys, by a kernel that gives its log-sum-exp."""
 
+    square_windows: bool
+    """Whether a window asks for segments with as many queries as keys."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -161,11 +164,26 @@ def joined_attention(
             torch.cat([x for piece in mine.split(own) for x in (prefix[T - tail :], piece)])
             for mine, prefix in ((own_k_NKC, prefix_k_TKC), (own_v_NKC, prefix_v_TKC))
         )
+        if kernel.square_windows:
+            return _square_window(kernel, spans[0], scale, q_NHC, k, v)
         return _Joined.apply(kernel, spans, scale, q_NHC, k, v)  # pyright: ignore[reportReturnType]
     spans = (Spans((sum(own),), (T,)), Spans(own, own, causal=True))
     return _Joined.apply(  # pyright: ignore[reportReturnType]
         kernel, spans, scale, q_NHC, prefix_k_TKC, prefix_v_TKC, own_k_NKC, own_v_NKC
     )
+
+
+def _square_window(
+    kernel: PartKernel, spans: Spans, scale: float, q_NHC: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Segments with as many queries as keys: zeros stand for the prompt's, unused afterwards."""
+    lengths = spans.queries
+    tail = spans.keys[0] - lengths[0]
+    zeros = q_NHC.new_zeros(tail, *q_NHC.shape[1:])
+    q = torch.cat([x for piece in q_NHC.split(lengths) for x in (zeros, piece)])
+    square = Spans(spans.keys, spans.keys, True, spans.window)
+    out: Any = _Joined.apply(kernel, (square,), scale, q, k, v)
+    return torch.cat([segment[tail:] for segment in out.split(spans.keys)])
 
 
 class _Joined(torch.autograd.Function):
@@ -217,6 +235,8 @@ def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class FlashKernel:
     """torch's flash attention: 16 bit, from Ampere on; query heads may share key heads."""
 
+    square_windows = False
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
@@ -250,6 +270,8 @@ class EfficientKernel:
 
     BOTTOM_RIGHT = 2
     """The mask in which a segment's last query sees its last key."""
+    square_windows = True
+    """Its backward pass forgets to shift the window where there are more keys than queries."""
     LSE_MULTIPLE = 32
     """Its log-sum-exps are ``[segments, H, longest]``, the longest rounded up to this."""
 

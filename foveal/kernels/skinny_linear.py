@@ -10,7 +10,7 @@ what else has to be read, written or launched for it. The reference is what PEFT
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,13 @@ def choose_tiles(
     return Tiles(block_b, block_n, block_k, stages, warps, splits)
 
 
+APART_ROWS = 65
+APART_WEIGHTS = 32 << 20
+"""From so many rows and weights on ``x A'`` has a launch of its own. Formed on the way it costs
+the gate and up of a 7B model 17 % at 128 rows (H100)."""
+APART_SPLITS = 16
+
+
 class SkinnyLinear:
     """One to three matrices that share their input.
 
@@ -112,6 +119,7 @@ class SkinnyLinear:
         factors: an adapter for each, or None; all of one rank.
         rows: B of every call.
         split: K may be divided; the output is then parts, to be summed by who reads them.
+        apart: form ``x A'`` in a launch of its own; the sizes decide if None.
     """
 
     def __init__(
@@ -121,6 +129,7 @@ class SkinnyLinear:
         rows: int,
         *,
         split: bool = True,
+        apart: bool | None = None,
     ) -> None:
         assert 1 <= len(weights) <= 3
         self.rows, self.K = rows, weights[0].shape[1]
@@ -132,14 +141,36 @@ class SkinnyLinear:
             rows, self.K, self.total, self.rank, split=split,
             capability=_capability(weights[0]), bytes_each=weights[0].element_size(),
         )  # fmt: skip
+        if apart is None:
+            apart = rows >= APART_ROWS and self.total * self.K >= APART_WEIGHTS
+        self.low: SkinnyLinear | None = None
+        if apart and self.rank:
+            self.low = SkinnyLinear(self.a[: len(weights)], [None] * len(weights), rows)
+            self.low.tiles = replace(
+                self.low.tiles,
+                block_n=min(64, self.rank),
+                block_k=64,
+                split=max(1, min(APART_SPLITS, self.K // 64)),
+            )
 
     @property
     def parts(self) -> int:
         """S: how many parts the output has."""
         return self.tiles.split
 
-    def __call__(self, x_BK: Tensor, out_SBN: Tensor) -> None:
-        """Write ``[S, B, N]`` parts (or ``[B, N]`` where S is 1), in the type of ``out_SBN``."""
+    @property
+    def low_shape(self) -> tuple[int, int, int]:
+        """Of the parts of ``x A'``, in float32; empty where they are formed on the way."""
+        return (0, 0, 0) if self.low is None else (self.low.parts, self.rows, self.low.total)
+
+    def __call__(self, x_BK: Tensor, out_SBN: Tensor, low_SBR: Tensor | None = None) -> None:
+        """Write ``[S, B, N]`` parts (or ``[B, N]`` where S is 1), in the type of ``out_SBN``.
+
+        ``low_SBR`` is room of :attr:`low_shape`, if that is not empty.
+        """
+        if self.low is not None:
+            assert low_SBR is not None and low_SBR.shape == self.low_shape
+            self.low(x_BK, low_SBR)
         import triton
 
         from foveal.kernels.skinny_linear_triton import linear_kernel
@@ -149,9 +180,11 @@ class SkinnyLinear:
         programs = sum(triton.cdiv(size, t.block_n) for size in self.sizes)
         linear_kernel[(programs, t.split)](
             x_BK, out_SBN, *self.weights, *self.a, *self.b,
+            x_BK if low_SBR is None else low_SBR, self.low_shape[2],
             self.rows, self.K, *self.sizes, -(-k_blocks // t.split) * t.block_k,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
-            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, num_warps=t.warps,
+            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, LOW_PARTS=self.low_shape[0],
+            num_warps=t.warps,
         )  # fmt: skip
 
 
@@ -177,14 +210,17 @@ class GatedLinear:
             capability=_capability(weights[0]), bytes_each=weights[0].element_size(),
         )  # fmt: skip
 
-    def __call__(self, x_BK: Tensor, pair_B2N: Tensor, out_BN: Tensor) -> None:
-        """Write ``[B, N]``; ``pair_B2N`` is room for both products, used above 32 rows."""
+    def __call__(
+        self, x_BK: Tensor, pair_B2N: Tensor, out_BN: Tensor, low_SBR: Tensor | None = None
+    ) -> None:
+        """Write ``[B, N]``; ``pair_B2N`` is room for both products, used above 32 rows, and
+        ``low_SBR`` the room that ``pair`` asks for."""
         import triton
 
         if self.pair is not None:
             from foveal.kernels.decode_fused_triton import gate_kernel
 
-            self.pair(x_BK, pair_B2N)
+            self.pair(x_BK, pair_B2N, low_SBR)
             gate_kernel[(self.rows, triton.cdiv(self.N, 2048))](
                 pair_B2N, out_BN, self.N, BLOCK=2048, GELU=self.gelu, num_warps=4
             )

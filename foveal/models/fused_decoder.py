@@ -9,6 +9,7 @@ tensor that a launch touches has a fixed address, so the step can be captured in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -127,7 +128,7 @@ class FusedStep:
                 parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
             )
             qkv = room.view(products.qkv)
-            products.qkv(h, qkv)
+            products.qkv(h, qkv, room.low(products.qkv))
             cos, sin = rotary[layer.rotary]
             rotary_cache(
                 qkv, _biases(layer), _head_norms(layer), cos, sin, q, address,
@@ -139,15 +140,15 @@ class FusedStep:
                 scale=decoder.scale, window=layer.window, softcap=decoder.score_softcap,
             )  # fmt: skip
             parts = room.view(products.o)
-            products.o(out.view(B, -1), parts)
+            products.o(out.view(B, -1), parts, room.low(products.o))
             residual_norm(
                 parts, residual, _weight(layer.before_mlp), h,
                 after_D=_optional(layer.after_attention), **norm,
             )  # fmt: skip
             act = room.act[:B]
-            products.mlp(h, room.pair_for(products.mlp), act)
+            products.mlp(h, room.pair_for(products.mlp), act, room.low(products.mlp.pair))
             parts = room.view(products.down)
-            products.down(act, parts)
+            products.down(act, parts, room.low(products.down))
             after = _optional(layer.after_mlp)
         residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
         self.head(h, logits_BV)
@@ -195,10 +196,11 @@ class FusedStep:
                 partial(self.attention, q, address, 0, self.page_stride, rows, out,
                         scale=decoder.scale, window=window, softcap=decoder.score_softcap)
             )  # fmt: skip
-        tasks.append(partial(products.qkv, h, qkv))
-        tasks.append(partial(products.o, out.view(B, -1), o))
-        tasks.append(partial(products.mlp, h, pair, room.act[:B]))
-        tasks.append(partial(products.down, room.act[:B], down))
+        low = room.low
+        tasks.append(partial(products.qkv, h, qkv, low(products.qkv)))
+        tasks.append(partial(products.o, out.view(B, -1), o, low(products.o)))
+        tasks.append(partial(products.mlp, h, pair, room.act[:B], low(products.mlp.pair)))
+        tasks.append(partial(products.down, room.act[:B], down, low(products.down)))
         tasks.append(partial(self.head, h, logits_BV))
         return tasks
 
@@ -229,15 +231,24 @@ class Workspace:
 
     def view(self, product: SkinnyLinear) -> Tensor:
         """Room for the parts of a product, ``[S, B, N]`` in float32."""
-        size = product.parts * product.rows * product.total
         # The parts of a product are read by the next kernel, so two products need their own room
         # only if they differ in width; those of one width never live at the same time.
-        if product.total not in self._parts or self._parts[product.total].numel() < size:
-            if product.total in self._parts:
+        return self._room(product.total, (product.parts, product.rows, product.total))
+
+    def low(self, product: SkinnyLinear | None) -> Tensor | None:
+        """Room for the small products of its adapter, where they have a launch of their own."""
+        if product is None or product.low is None:
+            return None
+        return self._room(0, product.low_shape)
+
+    def _room(self, name: int, shape: tuple[int, int, int]) -> Tensor:
+        size = math.prod(shape)
+        if name not in self._parts or self._parts[name].numel() < size:
+            if name in self._parts:
                 # Captured graphs go on using the old room.
-                self._outgrown.append(self._parts[product.total])
-            self._parts[product.total] = self._empty(size, dtype=torch.float32)
-        return self._parts[product.total][:size].view(product.parts, product.rows, product.total)
+                self._outgrown.append(self._parts[name])
+            self._parts[name] = self._empty(size, dtype=torch.float32)
+        return self._parts[name][:size].view(shape)
 
     def pair_for(self, product: GatedLinear) -> Tensor:
         """Room for gate and up side by side, ``[B, 2 N]``, where they are not fused."""

@@ -14,9 +14,13 @@ class GraphStep:
     Args:
         run: launches work on tensors whose addresses do not change; must not wait for the device.
         pool: memory shared by graphs that never run at the same time.
+
+    A graph holds addresses, not tensors, so ``run`` is kept: what it alone owns (workspaces) would
+    be freed otherwise, and replays would write into whatever was put there next.
     """
 
     def __init__(self, run: Callable[[], None], pool: Any) -> None:
+        self._run = run
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -12,7 +12,7 @@ from foveal.memory import PhaseMeter
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import language_model, stock_model, vision_modules
 from foveal.models.forward import completion_logprobs
-from foveal.rollout import TransformersBackend
+from foveal.rollout.engine import Engine
 from foveal.testing import TINY_FAMILIES, save_tiny
 from foveal.types import SamplingParams
 from tests.samples import picture, ragged_prompts, random_completions, row
@@ -41,7 +41,7 @@ def adapted(checkpoint, vision=False, **load):
 
 def mean_gap(model, processor, max_tokens=48):
     prompts = ragged_prompts(stock_model(model), processor)
-    backend = TransformersBackend(model, processor.tokenizer)
+    backend = Engine(model, processor.tokenizer)
     groups = backend.generate(prompts, 8, SamplingParams(max_tokens=max_tokens, seed=0))
     gaps = []
     for group in groups:
@@ -162,7 +162,7 @@ def test_gemma_in_float16_keeps_a_residual_beyond_its_range(tmp_path):
     )
     prompts = ragged_prompts(model, processor)
     output = completion_logprobs(model, prompts, random_completions([4, 4, 4]), temperature=1.0)
-    backend = TransformersBackend(model, processor.tokenizer)
+    backend = Engine(model, processor.tokenizer)
     groups = backend.generate(prompts, 2, SamplingParams(max_tokens=4))
     hook.remove()
     assert all(hidden.dtype == torch.float32 for hidden in seen)

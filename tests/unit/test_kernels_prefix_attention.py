@@ -39,6 +39,8 @@ class TorchKernel:
 
     def _scores(self, q: Tensor, k: Tensor, spans: Spans, scale: float) -> Tensor:
         """``[H, N, S]``, -inf where a query does not see a key."""
+        if self.square_windows and spans.window:
+            assert spans.queries == spans.keys
         score_HNS = torch.einsum("nhc,shc->hns", q, expand(k, q.shape[1])) * scale
         blocks = []
         for rows, columns in zip(spans.queries, spans.keys, strict=True):
@@ -103,10 +105,14 @@ def test_the_reference_gives_what_each_completion_gives_as_a_row_of_its_own(wind
         torch.testing.assert_close(ours, value, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("square", [False, True], ids=["", "square"])
 @pytest.mark.parametrize("window", WINDOWS)
-def test_two_calls_joined_give_the_output_and_all_five_gradients(window):
+def test_two_calls_joined_give_the_output_and_all_five_gradients(window, square):
+    kernel = TorchKernel()
+    kernel.square_windows = square
+
     def joined(*args, **options):
-        return joined_attention(TorchKernel(), *args, **options)
+        return joined_attention(kernel, *args, **options)
 
     expected = with_gradients(prefix_attention_reference, window=window)
     for ours, value in zip(with_gradients(joined, window=window), expected, strict=True):

@@ -102,8 +102,8 @@ def test_triton_kernels_equal_the_reference():
     run_interpreted("tests.unit.triton_linear_cases")
 
 
-def recorded(monkeypatch, capability, K, sizes, rank, rows, gated) -> Launch:
-    """The launch of a product of a real model's shape."""
+def recorded(monkeypatch, capability, K, sizes, rank, rows, gated) -> list[Launch]:
+    """The launches of a product of a real model's shape."""
     from foveal.kernels import skinny_linear_triton as kernels
 
     name = "gated_kernel" if gated else "linear_kernel"
@@ -122,9 +122,10 @@ def recorded(monkeypatch, capability, K, sizes, rank, rows, gated) -> Launch:
             linear(x_BK, x_BK, torch.empty(rows, sizes[0], dtype=half))
         else:
             linear = SkinnyLinear(weights, factors, rows)
-            linear(x_BK, torch.empty(linear.parts, rows, sum(sizes)))
-    (launch,) = recorder.launches
-    return launch
+            low_SBR = torch.empty(linear.low_shape)
+            linear(x_BK, torch.empty(linear.parts, rows, sum(sizes)), low_SBR)
+            assert len(recorder.launches) == (2 if linear.low else 1)
+    return recorder.launches
 
 
 @pytest.mark.parametrize(
@@ -135,14 +136,16 @@ def recorded(monkeypatch, capability, K, sizes, rank, rows, gated) -> Launch:
         (89, 4096, [12288, 12288], 128, 32, True),
         (90, 3584, [3584, 512, 512], 32, 64, False),
         (80, 18944, [3584], 128, 8, False),
+        (75, 3584, [18944, 18944], 16, 128, False),
+        (90, 18944, [3584], 16, 128, False),
     ],
 )
 def test_kernels_compile_and_fit_on_every_card(
     monkeypatch, capability, K, sizes, rank, rows, gated
 ):
     pytest.importorskip("triton")
-    launch = recorded(monkeypatch, capability, K, sizes, rank, rows, gated)
-    compiled = launch.compile_for(capability)
-    assert f".target sm_{capability}" in compiled.asm["ptx"]
-    assert compiled.metadata.shared <= SHARED_BYTES[capability]
-    assert "v4" in compiled.asm["ptx"] or "cp.async.cg" in compiled.asm["ptx"]
+    for launch in recorded(monkeypatch, capability, K, sizes, rank, rows, gated):
+        compiled = launch.compile_for(capability)
+        assert f".target sm_{capability}" in compiled.asm["ptx"]
+        assert compiled.metadata.shared <= SHARED_BYTES[capability]
+        assert "v4" in compiled.asm["ptx"] or "cp.async.cg" in compiled.asm["ptx"]
