@@ -23,8 +23,9 @@ from foveal.rollout.steps import Steps
 from foveal.rollout.tables import DrawnTokens
 from foveal.types import PAGE
 
-PREFILL_TOKENS = 4096
-"""Padded tokens that go through the decoder at once."""
+PREFILL_TOKENS = 6400
+"""Tokens, padding included, that go through the decoder at once: enough to keep the matrix units
+busy, few enough that a 7B model's feed-forward needs half a GiB for them."""
 MAX_BURST = 16
 """Decode steps between two looks of the host: what it costs to look is divided by it, what rows
 compute past their end is bounded by it."""
@@ -149,14 +150,9 @@ class Runner:
             pass
 
     def _fill(self, fills: list[Fill]) -> Iterator[tuple[list[int], Tensor]]:
-        """Prefill in batches of similar length, bounded in padded tokens."""
+        """Prefill in batches of similar length and of about the same size."""
         lengths = [len(f.prompt.ids) + len(f.completion) for f in fills]
-        order = sorted(range(len(fills)), key=lambda place: lengths[place])
-        while order:
-            count = 1
-            while count < len(order) and (count + 1) * lengths[order[count]] <= PREFILL_TOKENS:
-                count += 1
-            chosen, order = order[:count], order[count:]
+        for chosen in even_batches(lengths, PREFILL_TOKENS):
             yield chosen, self._prefill([fills[place] for place in chosen])
 
     def _prefill(self, fills: list[Fill]) -> Tensor:
@@ -236,6 +232,29 @@ class Runner:
         ids = [[*s.request.payload.prompt.ids, *s.ids] for s in sequences]
         ids += [[] for _ in range(bucket - len(ids))]
         return seen_rows(ids, self.decoder.vocabulary, self.device)
+
+
+def even_batches(lengths: Rows[int], most: int) -> list[list[int]]:
+    """Places of rows in batches of at most ``most`` padded tokens, or of one row.
+
+    Rows of similar length stand together, and batches differ by about a row at most: a short last
+    batch would use the device badly.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: lengths[place])
+    batches: list[list[int]] = []
+    left = sum(lengths)
+    while order:
+        goal = left / -(-left // most)
+        count = 1
+        while count < len(order):
+            padded = (count + 1) * lengths[order[count]]
+            if padded > most or padded - lengths[order[count]] / 2 > goal:
+                break
+            count += 1
+        batches.append(order[:count])
+        left -= sum(lengths[place] for place in order[:count])
+        order = order[count:]
+    return batches
 
 
 def _description(sequence: Sequence, cached: int) -> tuple[object, ...]:
