@@ -33,6 +33,7 @@ from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
 from foveal.models.state import say, state_of
 from foveal.models.vision_mlp import fast_vision_mlp
+from foveal.models.vision_norm import fast_vision_norms
 from foveal.rollout.backend import OnTokens
 from foveal.rollout.budget import GIB, CacheBudget
 from foveal.rollout.pages import PagePool
@@ -91,6 +92,7 @@ class Engine:
         self._own_features = features is None
         fast_vision_attention(model)
         fast_vision_mlp(model)
+        fast_vision_norms(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
         self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}
