@@ -8,11 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from foveal.kernels import varlen_attention, varlen_attention_reference
+from foveal.kernels import (
+    rotate,
+    rotate_reference,
+    varlen_attention,
+    varlen_attention_reference,
+)
 from foveal.kernels.varlen_attention import choose_kernel
 from foveal.models.attention import fast_vision_attention
 from foveal.models.family import family_of, vision_modules
 from foveal.models.vision_mlp import PaddedForward, fast_vision_mlp
+from foveal.models.vision_norm import fast_vision_norms
 from foveal.testing import tiny
 from tests.samples import build, picture, row
 
@@ -61,6 +67,23 @@ def test_outputs_and_gradients_equal_the_reference(dtype, width, lengths):
     assert max(errors.values()) < BOUNDS[dtype], errors
 
 
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_rotation_in_one_kernel_equals_the_reference(dtype):
+    if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("this GPU does not compute in bfloat16")
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3600, 3, 16, 80, generator=generator).to("cuda", dtype).requires_grad_()
+    angles = torch.randn(2, 3600, 80, generator=generator).cuda()
+    upstream = torch.randn(3600, 2, 16, 80, generator=generator).to("cuda", dtype)
+    results = []
+    for function in (rotate, rotate_reference):
+        y_N2HC = function(qkv[:, :2], *angles)
+        results.append((y_N2HC, *torch.autograd.grad(y_N2HC, qkv, upstream)))
+    assert type(results[0][0].grad_fn).__name__ == "_RotateBackward", "the kernel was used"
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == dtype and relative(ours, expected) < BOUNDS[dtype] / 4
+
+
 def samples(model, processor):
     shapes = [picture(i, *size) for i, size in enumerate([(70, 90), (200, 130), (64, 64)])]
     return build(model, processor, row("Which?", *shapes))[0].images
@@ -81,6 +104,7 @@ def test_towers_agree_with_the_stock_loop_and_train(name, dtype):
     images = samples(stock, processor)
     fast, _ = tiny(name)
     assert fast_vision_attention(fast) == fast.config.vision_config.depth
+    assert bool(fast_vision_norms(fast)) == (name == "qwen2_5_vl")
     expected, expected_gradients = run(stock.cuda())
     features, gradients = run(fast.to("cuda", dtype))
     # Rounding of the weights and of each layer comes on top of that of attention.
