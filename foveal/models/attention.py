@@ -147,7 +147,9 @@ class PackedForward:
     ) -> Tensor:
         """What the block calls: ``[N, D]`` in and out."""
         layer = self.layer
-        chosen = layer.config._attn_implementation == PACKED_ATTENTION
+        chosen = (
+            layer.config._attn_implementation == PACKED_ATTENTION and not layer.attention_dropout
+        )
         if not chosen or position_embeddings is None or max_seqlen is None:
             return type(layer).forward(
                 layer, hidden_states, cu_seqlens, position_embeddings, max_seqlen, **options
