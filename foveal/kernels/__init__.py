@@ -10,6 +10,7 @@ from foveal.kernels.head_logprob import (
 from foveal.kernels.philox import philox_uniform, row_seed
 from foveal.kernels.prefix_attention import prefix_attention, prefix_attention_reference
 from foveal.kernels.varlen_attention import varlen_attention, varlen_attention_reference
+from foveal.kernels.vision_rotary import rotate, rotate_reference
 
 __all__ = [
     "draw",
@@ -20,6 +21,8 @@ __all__ = [
     "philox_uniform",
     "prefix_attention",
     "prefix_attention_reference",
+    "rotate",
+    "rotate_reference",
     "row_seed",
     "varlen_attention",
     "varlen_attention_reference",

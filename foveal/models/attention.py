@@ -6,7 +6,7 @@
 With "sdpa" the towers of Qwen2.5-VL and Qwen3-VL cut the packed sequence and call attention once
 a window and once a picture, in a Python loop. They hand the whole sequence and its offsets to an
 implementation whose name holds "flash". So ours is registered under such a name, and chosen in
-the vision config of one instance alone.
+the vision config of one instance alone. Its layers also rotate queries and keys in one pass.
 
 That name means something to this process only. It is in no saved config; but a second model
 built from the live ``model.config`` would look for a package of that name: build it from
@@ -16,11 +16,12 @@ built from the live ``model.config`` would look for a package of that name: buil
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from foveal.kernels import varlen_attention
+from foveal.kernels import rotate, varlen_attention
 from foveal.models.family import family_of, stock_model
 from foveal.models.state import state_of
 
@@ -60,6 +61,10 @@ def fast_vision_attention(model: nn.Module) -> int:
             "config.vision_config, so none can be made faster; load the model with "
             "transformers' own class, or with attn_implementation='eager'"
         )
+    for layer in layers:
+        # A forward that somebody else has put there has its reasons.
+        if "forward" not in vars(layer):
+            layer.forward = PackedForward(layer)
     line = f"{len(layers)} layers of the vision tower attend in one call instead of one a segment"
     state_of(stock).record("vision attention", line)
     return len(layers)
@@ -73,6 +78,9 @@ def stock_vision_attention(model: nn.Module) -> int:
     if stock.config.vision_config._attn_implementation != PACKED_ATTENTION:
         return 0
     layers = _attention_layers(stock)
+    for layer in layers:
+        if isinstance(vars(layer).get("forward"), PackedForward):
+            del layer.forward
     _choose(stock, REPLACED)
     state_of(stock).record("vision attention", None)
     return len(layers)
@@ -123,6 +131,39 @@ def packed_attention(
     return output_NHC[None], None
 
 
+@dataclass(eq=False, slots=True)
+class PackedForward:
+    """Stands in for ``forward`` on one instance, and is copied and pickled along with it."""
+
+    layer: Any
+
+    def __call__(
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        max_seqlen: int | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """What the block calls: ``[N, D]`` in and out."""
+        layer = self.layer
+        chosen = (
+            layer.config._attn_implementation == PACKED_ATTENTION and not layer.attention_dropout
+        )
+        if not chosen or position_embeddings is None or max_seqlen is None:
+            return type(layer).forward(
+                layer, hidden_states, cu_seqlens, position_embeddings, max_seqlen, **options
+            )
+        tokens = hidden_states.shape[0]
+        qkv_N3HC = layer.qkv(hidden_states).view(tokens, 3, layer.num_heads, -1)
+        pair_N2HC, value_N1HC = qkv_N3HC.split((2, 1), dim=1)
+        query_NHC, key_NHC = rotate(pair_N2HC, *position_embeddings).unbind(1)
+        output_NHC = varlen_attention(
+            query_NHC, key_NHC, value_N1HC[:, 0], cu_seqlens, int(max_seqlen), layer.scaling
+        )
+        return layer.proj(output_NHC.reshape(tokens, -1))
+
+
 def _choose(stock: Any, name: str) -> None:
     from transformers import AttentionInterface
 
@@ -130,7 +171,7 @@ def _choose(stock: Any, name: str) -> None:
     stock.set_attn_implementation({"vision_config": name})
 
 
-def _attention_layers(stock: Any) -> list[nn.Module]:
+def _attention_layers(stock: Any) -> list[Any]:
     """Modules of the tower that look their attention function up in the vision config."""
     return [
         module

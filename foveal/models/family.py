@@ -47,6 +47,8 @@ class Family:
     """The tower packs windows and pictures into one sequence and attends inside each."""
     fp32_residual: bool
     """The residual stream outgrows float16 (65,504): keep it in float32 where weights are fp16."""
+    gated_vision: bool = False
+    """Feed-forward blocks of the tower have a gate: gate_proj, up_proj and down_proj."""
     norm_adds_one: bool = False
     """Norms multiply by 1 + weight, before rounding."""
     gelu: bool = False

@@ -133,12 +133,12 @@ def _layer(module: nn.Module, x_ND: Tensor) -> _Layer | None:
     trained = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
     # Torch refuses factors of two types, unless autocast makes one of them.
     mixed = base.weight.dtype != x_ND.dtype and not torch.is_autocast_enabled(x_ND.device.type)
-    if trained or mixed or _changed(module) or _changed(base):
+    if trained or mixed or does_more(module) or does_more(base):
         return None
     return _Layer(base.weight, base.bias, tuple(found[1]))
 
 
-def _changed(module: Any) -> bool:
+def does_more(module: Any) -> bool:
     """Does calling the module do more, or something else, than its formula?"""
     if "forward" in vars(module) or any(
         (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks,

@@ -22,6 +22,8 @@ from foveal.models.merge import bind_merged_saving
 from foveal.models.precision import HALF_TYPES
 from foveal.models.quantize import choose_quantisation, quantisation_config
 from foveal.models.state import ModelState, quiet, refuse_unknown, say, state_of
+from foveal.models.vision_mlp import fast_vision_mlp
+from foveal.models.vision_norm import fast_vision_norms
 
 NATIVE_BF16 = (8, 0)
 """The least compute capability whose arithmetic units know bfloat16 (Ampere)."""
@@ -106,6 +108,8 @@ def from_pretrained(
     )
     bind_merged_saving(model)
     fast_vision_attention(model)
+    fast_vision_mlp(model)
+    fast_vision_norms(model)
     packed = "" if quantisation is None else f", decoder in {quantisation}"
     say(f"{family.model_type} from {where.base} in {_name(dtype)}{packed}: {reason}")
     if fast_inference:

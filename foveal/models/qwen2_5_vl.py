@@ -22,6 +22,7 @@ FAMILY = Family(
     mlp_linears=("gate_proj", "up_proj", "down_proj", "merger.mlp.0", "merger.mlp.2"),
     placeholder_fields=("image_token_id", "video_token_id"),
     packed_vision=True,
+    gated_vision=True,
     fp32_residual=False,
 )
 

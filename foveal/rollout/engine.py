@@ -32,6 +32,8 @@ from foveal.models.family import family_of, placeholder_ids, stock_model, vision
 from foveal.models.forward import FeatureCache
 from foveal.models.precision import evaluating
 from foveal.models.state import say, state_of
+from foveal.models.vision_mlp import fast_vision_mlp
+from foveal.models.vision_norm import fast_vision_norms
 from foveal.rollout.backend import OnTokens
 from foveal.rollout.budget import GIB, CacheBudget
 from foveal.rollout.pages import PagePool
@@ -89,6 +91,8 @@ class Engine:
         self.features = features if features is not None else FeatureCache()
         self._own_features = features is None
         fast_vision_attention(model)
+        fast_vision_mlp(model)
+        fast_vision_norms(model)
         self.stop_ids = stop_token_ids(stock_model(model).generation_config, tokenizer)
         self.budget = CacheBudget(state_of(model).gpu_memory_utilization, cache_bytes)
         self._options = {"cache_dtype": cache_dtype, "graphs": graphs, "fused": fused}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 import foveal.models.attention as attention
 from foveal import FastVisionModel
-from foveal.kernels import varlen_attention
+from foveal.kernels import rotate, varlen_attention
 from foveal.models.attention import (
     PACKED_ATTENTION,
     fast_vision_attention,
@@ -62,7 +63,9 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_features_and_gradients_equal_the_loops_in_one_call_a_layer(name, calls):
+def test_features_and_gradients_equal_the_loops_in_one_call_a_layer(name, calls, monkeypatch):
+    rotated = []
+    monkeypatch.setattr(attention, "rotate", lambda *x: rotated.append(1) or rotate(*x))
     model, processor = tiny(name)
     prompt = pictures(model, processor)
     expected, expected_gradients = tower_run(model, prompt)
@@ -71,7 +74,7 @@ def test_features_and_gradients_equal_the_loops_in_one_call_a_layer(name, calls)
     assert layers == model.config.vision_config.depth
     features, gradients = tower_run(model, prompt)
 
-    assert len(calls) == layers, "one call a layer"
+    assert len(calls) == len(rotated) == layers, "one call a layer"
     assert calls.count(len(SIZES)) == (1 if name == "qwen2_5_vl" else layers)
     assert max(calls) > len(SIZES) or name == "qwen3_vl", "windows are smaller than pictures"
     for ours, stock in zip(features, expected, strict=True):
@@ -118,13 +121,28 @@ def test_switching_is_idempotent_listed_and_reversible(name, calls):
     assert stock_vision_attention(model) == 0 and state_of(model).changes == []
     assert model.config.vision_config._attn_implementation == "sdpa"
     encode_images(model, pictures(model, processor).images)
-    assert not calls
+    assert not calls and not any("forward" in vars(m) for m in model.modules())
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_copy_attends_with_its_own_weights(name, calls):
+    model, processor = tiny(name)
+    layers, images = fast_vision_attention(model), pictures(model, processor).images
+    expected = encode_images(model, images)[0][0]
+    twin = copy.deepcopy(model)
+    for parameter in vision_modules(model)[0].parameters():
+        parameter.data.zero_()
+    assert torch.equal(encode_images(twin, images)[0][0], expected)
+    assert stock_vision_attention(twin) == layers
+    encode_images(model, images)
+    assert len(calls) == 3 * layers, "the copy alone was switched back"
 
 
 def test_an_implementation_that_the_user_chose_stays(tmp_path):
     folder = save_tiny(tmp_path, "qwen2_5_vl")
     model, _ = FastVisionModel.from_pretrained(folder, attn_implementation="eager")
-    assert fast_vision_attention(model) == 0 and state_of(model).changes == []
+    assert fast_vision_attention(model) == 0
+    assert not any(change.startswith("vision attention") for change in state_of(model).changes)
     assert model.config.vision_config._attn_implementation == "eager"
 
 
