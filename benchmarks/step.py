@@ -138,7 +138,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[str, Record]:
     }
     if torch.cuda.is_available():
         result["allocated_gib"] = max(v for k, v in logs.items() if k.startswith("memory/"))
-    return f"foveal, {arguments.training_pass} pass, {arguments.policy}", result
+    system = f"foveal, {arguments.training_pass} pass, {arguments.policy}"
+    if arguments.pass_tokens is not None:
+        system += f", {arguments.pass_tokens} tokens at once"
+    return system, result
 
 
 @dataclass(frozen=True, slots=True)
