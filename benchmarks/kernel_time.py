@@ -1,9 +1,10 @@
-"""Where the time of a decode step goes, kernel by kernel (on a CPU: operator by operator)."""
+"""Where time goes, kernel by kernel (on a CPU: operator by operator)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -16,9 +17,22 @@ GROUPS = {
 }
 """Group -> pattern in a kernel's name; the first that is found counts, the rest is "other"."""
 
+TRAINING_GROUPS = {
+    "copies to and from the host": r"memcpy (htod|dtoh)",
+    "attention": r"flash|fmha|attention|attn|efficient",
+    "norms": r"norm|rsqrt|rms|meanops|pow_tensor|aten::(mean|pow)",
+    "head and softmax": r"softmax|logprob|logsumexp|logits|gather",
+    "matrix products": rf"lora|{GROUPS['matrix products']}",
+    "elementwise": (
+        r"elementwise|copy|catarray|reduce|rotary|rope|silu|gelu|swiglu|gated|memcpy|memset|fill"
+        r"|aten::(add|mul|sub|div|neg|cat|sum|exp|where|zero|index|slice|select)"
+    ),
+}
+"""The same for a training pass. The head's products are among the matrix products."""
 
-def group_of(kernel: str) -> str:
-    found = (group for group, pattern in GROUPS.items() if re.search(pattern, kernel.lower()))
+
+def group_of(kernel: str, groups: Mapping[str, str] = GROUPS) -> str:
+    found = (group for group, pattern in groups.items() if re.search(pattern, kernel.lower()))
     return next(found, "other")
 
 
@@ -37,7 +51,7 @@ def decode_kernels(
         many: tokens of the longer one.
     """
     generate(few)
-    short, long = (_kernel_times(generate, tokens, device) for tokens in (few, many))
+    short, long = (profile_once(partial(generate, tokens), device) for tokens in (few, many))
     steps = many - few
     per_step = {
         name: (milliseconds - short.get(name, (0, 0.0))[1]) / steps
@@ -48,11 +62,11 @@ def decode_kernels(
     return dict(sorted(per_step.items(), key=lambda item: -item[1]))
 
 
-def grouped(kernels: dict[str, float]) -> dict[str, float]:
+def grouped(kernels: Mapping[str, float], groups: Mapping[str, str] = GROUPS) -> dict[str, float]:
     """Sums of milliseconds by group, every group present."""
-    sums = dict.fromkeys([*GROUPS, "other"], 0.0)
+    sums = dict.fromkeys([*groups, "other"], 0.0)
     for name, milliseconds in kernels.items():
-        sums[group_of(name)] += milliseconds
+        sums[group_of(name, groups)] += milliseconds
     return sums
 
 
@@ -64,16 +78,31 @@ def print_kernels(kernels: dict[str, float], top: int = 25) -> None:
         print(f"  {milliseconds:8.3f}  {group}", flush=True)
 
 
-def _kernel_times(
-    generate: Callable[[int], object], tokens: int, device: torch.device
-) -> dict[str, tuple[int, float]]:
-    """Calls and milliseconds of each kernel in a rollout."""
+def print_profile(kernels: Mapping[str, tuple[int, float]], top: int = 25) -> dict[str, float]:
+    """Show what :func:`profile_once` found in a training pass.
+
+    Returns:
+        Seconds by group.
+    """
+    times = {name: milliseconds for name, (_, milliseconds) in kernels.items()}
+    print(f"ms in kernels, {sum(times.values()):.1f} in all; calls; group; kernel:")
+    for name, milliseconds in sorted(times.items(), key=lambda item: -item[1])[:top]:
+        group = group_of(name, TRAINING_GROUPS)
+        print(f"  {milliseconds:10.2f}  {kernels[name][0]:7}  {group:27}  {name[:100]}")
+    sums = grouped(times, TRAINING_GROUPS)
+    for group, milliseconds in sums.items():
+        print(f"  {milliseconds:10.2f}  {group}", flush=True)
+    return {group: milliseconds / 1e3 for group, milliseconds in sums.items()}
+
+
+def profile_once(call: Callable[[], object], device: torch.device) -> dict[str, tuple[int, float]]:
+    """Calls and milliseconds of each kernel in one ``call()``."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
-        generate(tokens)
+        call()
         if on_gpu:
             torch.cuda.synchronize(device)
     events = seen.key_averages()

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from foveal.types import Prompt
+
 Scale = Literal["full", "tiny"]
 SHRINK = 4
 """Scale "tiny" divides widths and numbers of heads by this; heads keep their width."""
@@ -176,9 +178,6 @@ def build(
 ) -> tuple[Any, Any]:
     """A model with random weights and an adapter on its decoder, and its processor.
 
-    The weights are made on the device, in their type: seconds on a GPU, where drawing them on a
-    CPU takes minutes.
-
     Args:
         name: one of ``SIZES``.
         device: where the weights are made.
@@ -191,6 +190,28 @@ def build(
         The PEFT model in evaluation mode, and the processor.
     """
     from foveal import FastVisionModel
+
+    model, processor = build_stock(name, device=device, layers=layers, dtype=dtype, scale=scale)
+    adapted = FastVisionModel.get_peft_model(
+        model, r=lora_rank, lora_alpha=2 * lora_rank, finetune_vision_layers=False
+    )
+    start_adapter(adapted)
+    return adapted.eval(), processor
+
+
+def build_stock(
+    name: str,
+    *,
+    device: torch.device | str,
+    layers: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    scale: Scale = "full",
+) -> tuple[Any, Any]:
+    """The model of :func:`build` before it is given an adapter, and its processor.
+
+    The weights are made on the device, in their type: seconds on a GPU, where drawing them on a
+    CPU takes minutes.
+    """
     from foveal.testing import tiny
 
     size = size_of(name, scale)
@@ -199,11 +220,19 @@ def build(
     config = _config(size, stand_in.config, layers)
     model = _random_weights(type(stand_in), config, device, dtype)
     model.generation_config = stand_in.generation_config
-    adapted = FastVisionModel.get_peft_model(
-        model, r=lora_rank, lora_alpha=2 * lora_rank, finetune_vision_layers=False
-    )
-    _start_adapter(adapted)
-    return adapted.eval(), sized_processor(processor, size)
+    return model, sized_processor(processor, size)
+
+
+def build_prompts(
+    model: Any, processor: Any, size: Size, count: int, *, first_seed: int = 0
+) -> list[Prompt]:
+    """Prompts of :func:`picture_rows`, tokenised."""
+    from foveal.data import PromptBuilder, load_rows
+    from foveal.models.family import stock_model
+
+    builder = PromptBuilder(processor, image_token_id=stock_model(model).config.image_token_id)
+    rows = load_rows(picture_rows(size, count, first_seed=first_seed))
+    return [builder.build(rows[index], index) for index in range(count)]
 
 
 def picture_rows(size: Size, count: int, *, first_seed: int = 0) -> list[dict[str, Any]]:
@@ -276,7 +305,7 @@ def _random_weights(
         torch.set_default_dtype(before)
 
 
-def _start_adapter(adapted: nn.Module) -> None:
+def start_adapter(adapted: nn.Module) -> None:
     """PEFT starts B at zero. A standard deviation of 0.01 makes the adapter a few per cent of
     what its layer gives: enough to show, too little to upset the model."""
     with torch.no_grad():

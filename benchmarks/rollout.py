@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from floor import Decoder, copy_bandwidth, decode_bytes
 from kernel_time import decode_kernels, grouped, print_kernels
-from models import SIZES, Size, build, picture_rows, size_of
+from models import SIZES, Size, build, build_prompts, size_of
 from record import (
     GIB,
     RESULTS,
@@ -84,13 +84,7 @@ class Subject:
     """Bytes a second; None where it was not measured."""
 
     def build_prompts(self, count: int, first_seed: int) -> list[Prompt]:
-        from foveal.data import PromptBuilder, load_rows
-        from foveal.models.family import stock_model
-
-        image_token_id = stock_model(self.model).config.image_token_id
-        builder = PromptBuilder(self.processor, image_token_id=image_token_id)
-        rows = load_rows(picture_rows(self.size, count, first_seed=first_seed))
-        return [builder.build(rows[index], index) for index in range(count)]
+        return build_prompts(self.model, self.processor, self.size, count, first_seed=first_seed)
 
     def generate(self, prompts: Sequence[Prompt], completions: int, tokens: int) -> list[Group]:
         """A rollout of fixed length.

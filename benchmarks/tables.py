@@ -87,6 +87,50 @@ def cpu_rollout_table(records: Records) -> str:
     return "\n".join([*lines, "", *_origins(records)])
 
 
+def train_pass_table(records: Records) -> str:
+    lines = [
+        "| model, prompts x completions | pass, checkpointing | seconds | tokens/s | useful TFLOP "
+        "| useful / matrix rate | done / matrix rate | GiB above the weights | pictures, seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        cells = [
+            r["case"],
+            r["system"],
+            f"{r['seconds']:.2f}",
+            f"{r['tokens_per_second']:,.0f}",
+            f"{r['useful_tflop']:,.0f}",
+            _number(r["share_useful"], ".0%"),
+            _number(r["share_done"], ".0%"),
+            _number(r["peak_gib"], ".1f"),
+            f"{r['breakdown']['pictures']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_origins(records)])
+
+
+def step_table(records: Records) -> str:
+    lines = [
+        "| model, prompts x completions | system | seconds | rollout | all else | tokens/s "
+        "| GiB in use | GiB allocated |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        rollout = r["breakdown"]["time/rollout"]
+        cells = [
+            r["case"],
+            r["system"],
+            f"{r['seconds']:.1f}",
+            f"{rollout:.1f}",
+            f"{r['seconds'] - rollout:.1f}",
+            f"{r['tokens_per_second']:,.0f}",
+            _number(r["peak_gib"], ".1f"),
+            _number(r["allocated_gib"], ".1f"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_origins(records)])
+
+
 def _number(value: float | None, form: str) -> str:
     return _ABSENT if value is None else format(value, form)
 
@@ -104,6 +148,8 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "demo": demo_table,
     "rollout": rollout_table,
     "cpu_rollout": cpu_rollout_table,
+    "train_pass": train_pass_table,
+    "step": step_table,
 }
 
 

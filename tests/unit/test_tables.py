@@ -77,3 +77,25 @@ def test_the_table_of_cpu_rollouts_takes_rates_from_the_process_time(tmp_path, m
     table = module.render("<!-- table: cpu_rollout -->\nold\n<!-- end -->")
     assert "| a case | engine | 0.26 | 1.23 | 5,679 | 2.35 |" in table
     assert "`a command` on CPU (2 cores), torch 1.0, commit abc." in table
+
+
+def test_tables_of_training_show_what_is_known_and_a_dash_for_the_rest(tmp_path, monkeypatch):
+    module = load_tables()
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    origin = {"command": "a command", "card": "a card", "versions": {"torch": "1"}, "commit": "c"}
+    common = {"case": "a case", "system": "s", "tokens_per_second": 5678.9, "peak_gib": 12.34}
+    train_pass = {
+        "seconds": 4.321,
+        "useful_tflop": 1234.5,
+        "share_useful": 0.456,
+        "share_done": None,
+        "breakdown": {"pictures": 0.256},
+    }
+    step = {"seconds": 9.87, "breakdown": {"time/rollout": 6.54}, "allocated_gib": None}
+    for name, own, row in (
+        ("train_pass", train_pass, "| a case | s | 4.32 | 5,679 | 1,234 | 46% | - | 12.3 | 0.26 |"),
+        ("step", step, "| a case | s | 9.9 | 6.5 | 3.3 | 5,679 | 12.3 | - |"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{**common, **own, **origin}]))
+        table = module.render(f"<!-- table: {name} -->\nold\n<!-- end -->")
+        assert row in table and "`a command` on a card, torch 1, commit c." in table
