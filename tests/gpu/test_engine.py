@@ -111,7 +111,7 @@ def test_adapters_of_any_rank_are_applied(checkpoint, r):
     gap = mean_gap(model, groups)
     with model.disable_adapter():
         without = mean_gap(model, groups)
-    assert gap < 0.02 and without > 4 * gap, f"{gap:.3g} nats a token, {without:.3g} without it"
+    assert gap < 0.02 and without > 2 * gap, f"{gap:.3g} nats a token, {without:.3g} without it"
 
 
 @pytest.mark.usefixtures("without_tf32")
