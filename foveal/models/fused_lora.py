@@ -366,7 +366,10 @@ class _GatedMLP(torch.autograd.Function):
         with as_typed(x_ND):
             pair = _Shared.of(layers[:2], parameters[:count], x_ND.dtype)
             down = _Shared.of(layers[2:], parameters[count:], x_ND.dtype)
-            return down.products(gated(*pair.products(x_ND), act))[0]
+            gate_NF, up_NF = pair.products(x_ND)
+            product_NF = gated(gate_NF, up_NF, act)
+            del gate_NF, up_NF  # before the product behind them
+            return down.products(product_NF)[0]
 
     @staticmethod
     @once_differentiable

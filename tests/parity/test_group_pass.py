@@ -90,6 +90,7 @@ def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(
     cases: list[tuple[Any, dict[str, Any], int]] = [
         (False, {}, 3),
         (True, {"tokens_at_once": 6}, 5),
+        ("selective", {"tokens_at_once": 6}, 5),
         ("offload", {"rows_at_once": 2}, 6),
     ]
     for checkpointing, cut, calls in cases:

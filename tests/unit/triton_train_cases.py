@@ -22,6 +22,7 @@ from foveal.kernels.train_fused import (
     rms_norm,
     rotary,
 )
+from tests.unit.test_models_training_layer import Case, assert_same, train_norms
 
 EPS = 1e-6
 WIDE, HALF = torch.float32, torch.float16
@@ -131,6 +132,18 @@ def gates():
             assert torch.equal(ours[1], gate) != (overwrite and product)
 
 
+def whole_layers():
+    """Views, types and arguments as a layer passes them on."""
+    for family, policy in itertools.product(("qwen3_vl", "gemma3"), (False, True, "selective")):
+        case = Case(family, tokens=5)
+        train_norms(case)
+        found = []
+        for kernels in (True, False):
+            train_fused._takes_kernel = lambda *_, kernels=kernels: kernels
+            found.append(case.results(policy))
+        assert_same(*found)
+
+
 def empty():
     train_fused._takes_kernel = lambda *_: True
     x = torch.empty(0, 24, requires_grad=True)
@@ -147,4 +160,5 @@ if __name__ == "__main__":
     many_tiles()
     rotations()
     gates()
+    whole_layers()
     empty()
