@@ -5,7 +5,8 @@
 
 Products run through ``foveal.models.fused_lora``, what stands between them through
 ``foveal.kernels.train_fused``; both read PEFT's and the stock modules' own parameters. A layer of
-another form takes ``stock_layer``, which calls the modules and is the specification.
+another form takes ``stock_layer``, which calls the modules and is the specification, and so
+does a CPU unless less is to be kept there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ Results = tuple[Tensor, Tensor, Tensor]
 Again = Literal["nothing", "cheap"]
 """What the backward pass computes again: see :func:`fused_layer`."""
 
+FUSED_ON = {"cuda"}
+"""Devices on which layers are fused under every policy. On a CPU, where models are small, it is
+calls that take the time, and those of a custom backward pass cost more than autograd's own."""
+
 NORMS = {
     "Qwen2_5_VLRMSNorm": ("variance_epsilon", False),
     # What versions of transformers before it had a norm of its own call that of Qwen2.5-VL.
@@ -58,7 +63,8 @@ def training_layer(
         policy: as of ``set_checkpointing``; False where nothing is differentiated. "selective"
             keeps of a layer that cannot be fused its input alone, as True does.
     """
-    fused = why_not_fused(layer) is None
+    wanted = policy == "selective" or x_ND.device.type in FUSED_ON
+    fused = wanted and why_not_fused(layer) is None
     if fused and policy == "selective":
         return fused_layer(decoder, layer, x_ND, angles, attend, again="cheap")
     calls = 0

@@ -18,6 +18,12 @@ from foveal.testing import tiny
 from tests.aot import Recorder
 from tests.unit.test_models_fused_lora import QuantisedLinear
 
+
+@pytest.fixture(autouse=True)
+def fused_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(module, "FUSED_ON", {"cpu"})
+
+
 POLICIES: tuple[Any, ...] = (False, True, "offload", "selective")
 N = 13
 
@@ -222,6 +228,18 @@ def test_the_norm_that_is_not_kept_follows_no_later_tensor_of_the_same_memory():
     expected[:5] *= 2
     assert h_ND.grad is not None
     torch.testing.assert_close(h_ND.grad, expected)
+
+
+def test_a_cpu_calls_the_modules_unless_less_is_to_be_kept(monkeypatch):
+    monkeypatch.undo()
+    called, case = [], Case("qwen2_5_vl")
+    monkeypatch.setattr(module, "stock_layer", lambda *_: called.append("stock") or (case.x,) * 3)
+    monkeypatch.setattr(
+        module, "fused_layer", lambda *_, **__: called.append("fused") or (case.x,) * 3
+    )
+    for policy in POLICIES:
+        case.forward(policy)
+    assert called == ["stock", "stock", "stock", "fused"]
 
 
 def test_without_gradients_nothing_is_checkpointed():

@@ -22,6 +22,7 @@ from foveal.kernels.train_fused import (
     rms_norm,
     rotary,
 )
+from foveal.models import training_layer
 from tests.unit.test_models_training_layer import Case, assert_same, train_norms
 
 EPS = 1e-6
@@ -134,6 +135,7 @@ def gates():
 
 def whole_layers():
     """Views, types and arguments as a layer passes them on."""
+    training_layer.FUSED_ON = {"cpu"}
     for family, policy in itertools.product(("qwen3_vl", "gemma3"), (False, True, "selective")):
         case = Case(family, tokens=5)
         train_norms(case)
