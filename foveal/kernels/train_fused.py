@@ -187,7 +187,9 @@ def _norm_gradients(
     height, block, tiles, warps = _norm_tile(rows, D)
     # With few programs each sums many rows of the weight's gradient, and few sums are written.
     programs = min(tiles, 512) if into_weight else tiles
-    dweight_PD = torch.empty(programs if into_weight else 0, D, device=x.device)
+    dweight_PD = torch.empty(
+        programs if into_weight else 0, D, dtype=torch.float32, device=x.device
+    )
     if rows:
         norm_backward_kernel[(programs,)](
             dy, dy if dstream is None else dstream, x, rstd_N, weight, dx, dbranch, dweight_PD,

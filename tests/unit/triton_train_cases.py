@@ -1,12 +1,12 @@
 """The Triton kernels of a training pass against the references and their autograd, interpreted.
 
-Run by test_kernels_train_fused.py in a Python of its own; see tests/interpret.py.
+Run by test_kernels_train_fused.py in a Python of its own, see tests/interpret.py; and by
+tests/gpu/test_training_cuda.py on a GPU, with other values of the constants.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import torch
@@ -27,11 +27,13 @@ from tests.unit.test_models_training_layer import Case, assert_same, train_norms
 
 EPS = 1e-6
 WIDE, HALF = torch.float32, torch.float16
+NEAR = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+DEVICE = "cpu"
 
 
 def numbers(*shape, seed=0, dtype=WIDE, scale=1.0):
     generator = torch.Generator().manual_seed(seed + sum(shape))
-    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+    return (torch.randn(shape, generator=generator) * scale).to(DEVICE, dtype)
 
 
 def both(function: Any, *inputs: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -54,7 +56,7 @@ def assert_near(found: list[list[torch.Tensor]], case: Any) -> None:
     for number, (ours, expected) in enumerate(zip(*found, strict=True)):
         assert ours.dtype == expected.dtype and ours.shape == expected.shape, case
         # Sums are taken in another order; autograd rounds what comes between in 16 bit.
-        near = 4e-3 if expected.dtype == HALF or HALF in case else 2e-5
+        near = NEAR[HALF if HALF in case else expected.dtype]
         largest = expected.float().abs().max().item()
         torch.testing.assert_close(
             ours.float(), expected.float(), atol=near * max(1.0, largest), rtol=0,
@@ -119,7 +121,7 @@ def gates():
         ACTIVATIONS, (WIDE, HALF), (3, 41), (False, True)
     ):
         gate, up, d = (numbers(N, 37, seed=s, dtype=kind, scale=3.0) for s in (1, 2, 3))
-        gate[0, :2] = torch.tensor([-20.0, 20.0])
+        gate[0, :2] = torch.tensor([-20.0, 20.0], device=DEVICE)
         train_fused._takes_kernel = lambda *_: True
         case = (act, kind, N, overwrite)
         assert_near([[gated(gate, up, act)], [gated_reference(gate, up, act)]], case)
@@ -135,9 +137,9 @@ def gates():
 
 def whole_layers():
     """Views, types and arguments as a layer passes them on."""
-    training_layer.FUSED_ON = {"cpu"}
+    training_layer.FUSED_ON = {DEVICE}
     for family, policy in itertools.product(("qwen3_vl", "gemma3"), (False, True, "selective")):
-        case = Case(family, tokens=5)
+        case = Case(family, tokens=5, device=DEVICE)
         train_norms(case)
         found = []
         for kernels in (True, False):
@@ -148,19 +150,16 @@ def whole_layers():
 
 def empty():
     train_fused._takes_kernel = lambda *_: True
-    x = torch.empty(0, 24, requires_grad=True)
-    rms_norm(x, torch.ones(24), EPS, offset=False).sum().backward()
+    x = torch.empty(0, 24, requires_grad=True, device=DEVICE)
+    rms_norm(x, torch.ones(24, device=DEVICE), EPS, offset=False).sum().backward()
     assert x.grad is not None and x.grad.shape == (0, 24)
     assert gated(x.detach(), x.detach(), "silu").shape == (0, 24)
-    q = torch.empty(0, 2, 4)
-    assert rotary(q, q, torch.empty(0, 4), torch.empty(0, 4))[0].shape == q.shape
-    assert math.prod(q.shape) == 0
+    q, cos = torch.empty(0, 2, 4, device=DEVICE), torch.empty(0, 4, device=DEVICE)
+    assert rotary(q, q, cos, cos)[0].shape == q.shape
 
+
+CASES = (norms, many_tiles, rotations, gates, whole_layers, empty)
 
 if __name__ == "__main__":
-    norms()
-    many_tiles()
-    rotations()
-    gates()
-    whole_layers()
-    empty()
+    for each in CASES:
+        each()
