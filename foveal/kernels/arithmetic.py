@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,8 +17,10 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def as_typed(x: Tensor) -> torch.autocast:
+def as_typed(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which products are computed in the types of their factors."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -20,10 +20,15 @@ from foveal.models.family import language_model, vision_is_trained, vision_modul
 from foveal.models.state import Checkpointing, state_of
 
 _recompute = partial(checkpoint, use_reentrant=False)
+_WORDS: dict[Checkpointing, str] = {
+    True: "twice, inputs kept",
+    "offload": "twice, inputs in host memory",
+    "selective": "twice in their cheap parts",
+}
 
 
 def parse_checkpointing(value: Any) -> Checkpointing:
-    """True, False or "offload" ("unsloth" means the same).
+    """True, False, "selective" or "offload" ("unsloth" means the same).
 
     Raises:
         ValueError: for anything else.
@@ -32,9 +37,11 @@ def parse_checkpointing(value: Any) -> Checkpointing:
         return value
     if value in ("offload", "unsloth"):
         return "offload"
+    if value == "selective":
+        return "selective"
     raise ValueError(
-        f"use_gradient_checkpointing is {value!r}; it must be True, False or 'offload' (layer "
-        "inputs in host memory)"
+        f"use_gradient_checkpointing is {value!r}; it must be True, False, 'selective' (only "
+        "what is cheap is computed twice) or 'offload' (layer inputs in host memory)"
     )
 
 
@@ -47,7 +54,10 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
         model: stock model or its PEFT wrapper.
         policy: True keeps each layer's input and computes the rest again in the backward pass,
             "offload" keeps the inputs in host memory (pinned where there is a GPU), False keeps
-            everything.
+            everything. "selective" keeps in the pass by groups (``foveal.models.training_layer``)
+            what attention needs and computes norms and the feed-forward block's first products
+            again; stock modules have no room for such a choice, and with them, in the plain pass
+            and in a trained tower, it means the same as True.
 
     Returns:
         How many layers are checkpointed now.
@@ -72,8 +82,7 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
     for layer in chosen:
         cast(Any, layer).gradient_checkpointing = True
         cast(Any, layer)._gradient_checkpointing_func = checkpoint_function(policy)
-    kept = "inputs in host memory" if policy == "offload" else "inputs kept"
-    state.record("checkpointing", f"{len(chosen)} layers are computed twice, {kept}")
+    state.record("checkpointing", f"{len(chosen)} layers are computed {_WORDS[policy]}")
     return len(chosen)
 
 
@@ -81,7 +90,7 @@ def checkpoint_function(policy: Checkpointing) -> Callable[..., Any]:
     """What calls a layer, ``function(layer, *inputs)``, so that only its inputs are kept.
 
     Args:
-        policy: True or "offload".
+        policy: True, "offload", or "selective", which for a whole layer is True.
     """
     assert policy, "nothing is computed twice where everything is kept"
     return recompute_from_host if policy == "offload" else _recompute

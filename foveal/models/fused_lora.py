@@ -28,10 +28,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from foveal.kernels.arithmetic import as_typed, mm_float32, product_dtype
+from foveal.kernels.train_fused import ACTIVATIONS, gated, gated_backward_
 from foveal.models.packed_lora import lora_of
-
-ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-"""By the names that transformers' configs give them."""
 
 
 def project(x_ND: Tensor, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -64,6 +62,7 @@ def gated_mlp(
     act: str,
     *,
     recompute: bool = False,
+    result: bool = True,
 ) -> Tensor:
     """``down(act(gate(x)) * up(x))``; what is kept is x and the results of gate and up.
 
@@ -74,6 +73,8 @@ def gated_mlp(
         down: likewise.
         act: "silu" or "gelu_pytorch_tanh".
         recompute: keep x alone; the backward pass applies gate and up again.
+        result: False where a checkpoint calls for what is kept and drops the result: then down is
+            not applied where that can be helped, and the result holds anything.
 
     Raises:
         ValueError: for another activation.
@@ -85,9 +86,11 @@ def gated_mlp(
     gate_NF, up_NF = project(x_ND, (gate, up))
     last = _layer(down, gate_NF)
     if last is None:
-        product: Any = _GatedProduct.apply(act, gate_NF, up_NF)
+        kind = torch.promote_types(gate_NF.dtype, up_NF.dtype)
+        product: Any = _GatedProduct.apply(act, gate_NF.to(kind), up_NF.to(kind))
         return down(product)
-    y: Any = _GatedDown.apply(last, act, _rows(gate_NF), _rows(up_NF), *_parameters([last]))
+    rows = _rows(gate_NF), _rows(up_NF)
+    y: Any = _GatedDown.apply(last, act, result, *rows, *_parameters([last]))
     return _shaped(y, x_ND)
 
 
@@ -286,27 +289,6 @@ class _Project(torch.autograd.Function):
         return None, dx_ND, *_wanted(found, parameters, ctx.needs_input_grad[2:])
 
 
-def _gated(act: str, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
-    return _activated(act, gate_NF).mul_(up_NF)
-
-
-def _activated(act: str, gate_NF: Tensor) -> Tensor:
-    return F.silu(gate_NF) if act == "silu" else F.gelu(gate_NF, approximate="tanh")
-
-
-def _gated_gradients_(
-    act: str, dproduct_NF: Tensor, gate_NF: Tensor, up_NF: Tensor
-) -> tuple[Tensor, Tensor]:
-    """In gate and up; the first in the memory of ``dproduct_NF``."""
-    dup_NF = _activated(act, gate_NF).mul_(dproduct_NF)
-    d = dproduct_NF.mul_(up_NF)
-    if act == "silu":
-        torch.ops.aten.silu_backward.grad_input(d, gate_NF, grad_input=d)
-    else:
-        torch.ops.aten.gelu_backward.grad_input(d, gate_NF, approximate="tanh", grad_input=d)
-    return d, dup_NF
-
-
 class _GatedProduct(torch.autograd.Function):
     """``act(gate) * up`` for a layer after it that keeps the product itself."""
 
@@ -314,12 +296,15 @@ class _GatedProduct(torch.autograd.Function):
     def forward(ctx: Any, act: str, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
         ctx.act = act
         ctx.save_for_backward(gate_NF, up_NF)
-        return _gated(act, gate_NF, up_NF)
+        return gated(gate_NF, up_NF, act)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_gated_gradients_(ctx.act, upstream[0].clone(), *ctx.saved_tensors)
+        gate_NF, up_NF = ctx.saved_tensors
+        dproduct_NF = upstream[0].clone(memory_format=torch.contiguous_format)
+        dgate_NF, dup_NF, _ = gated_backward_(dproduct_NF, gate_NF, up_NF, ctx.act)
+        return None, dgate_NF, dup_NF
 
 
 class _GatedDown(torch.autograd.Function):
@@ -327,13 +312,16 @@ class _GatedDown(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, down: _Layer, act: str, gate_NF: Tensor, up_NF: Tensor, *parameters: Tensor
-    ) -> Tensor:
+        ctx: Any, down: _Layer, act: str, result: bool, gate_NF: Tensor, up_NF: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:  # fmt: skip
         ctx.down, ctx.act = down, act
         ctx.save_for_backward(gate_NF, up_NF, *parameters)
+        if not result:
+            return gate_NF.new_empty(len(gate_NF), len(down.weight))
         with as_typed(gate_NF):
             shared = _Shared.of((down,), parameters, gate_NF.dtype)
-            return shared.products(_gated(act, gate_NF, up_NF))[0]
+            return shared.products(gated(gate_NF, up_NF, act))[0]
 
     @staticmethod
     @once_differentiable
@@ -342,21 +330,27 @@ class _GatedDown(torch.autograd.Function):
         with as_typed(gate_NF):
             dgate_NF, dup_NF, found = _down_gradients(
                 ctx.act, ctx.down, gate_NF, up_NF, parameters, upstream[0],
-                into_factors=any(ctx.needs_input_grad[4:]),
+                into_factors=any(ctx.needs_input_grad[5:]),
             )  # fmt: skip
-        return None, None, dgate_NF, dup_NF, *_wanted(found, parameters, ctx.needs_input_grad[4:])
+        return (
+            None, None, None, dgate_NF, dup_NF,
+            *_wanted(found, parameters, ctx.needs_input_grad[5:]),
+        )  # fmt: skip
 
 
 def _down_gradients(
     act: str, down: _Layer, gate_NF: Tensor, up_NF: Tensor, parameters: Sequence[Tensor],
-    dy_ND: Tensor, *, into_factors: bool,
+    dy_ND: Tensor, *, into_factors: bool, overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor | None]]:  # fmt: skip
+    """In gate and up, whose memory may be taken (``overwrite``), and in the factors of down."""
     shared = _Shared.of((down,), parameters, gate_NF.dtype)
-    product_NF = _gated(act, gate_NF, up_NF) if into_factors else None
-    dproduct_NF, found = shared.gradients(product_NF, [dy_ND], into_x=True)
-    assert dproduct_NF is not None
-    del product_NF  # as wide as gate and up: before another one of their size
-    return *_gated_gradients_(act, dproduct_NF, gate_NF, up_NF), found
+    dsmall_NR = shared.small_gradient([dy_ND])
+    dproduct_NF = shared.input_gradient([dy_ND], dsmall_NR)
+    dgate_NF, dup_NF, product_NF = gated_backward_(
+        dproduct_NF, gate_NF, up_NF, act, product=into_factors, overwrite=overwrite
+    )
+    found = [] if product_NF is None else shared.factor_gradients(product_NF, [dy_ND], dsmall_NR)
+    return dgate_NF, dup_NF, found
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -372,7 +366,10 @@ class _GatedMLP(torch.autograd.Function):
         with as_typed(x_ND):
             pair = _Shared.of(layers[:2], parameters[:count], x_ND.dtype)
             down = _Shared.of(layers[2:], parameters[count:], x_ND.dtype)
-            return down.products(_gated(act, *pair.products(x_ND)))[0]
+            gate_NF, up_NF = pair.products(x_ND)
+            product_NF = gated(gate_NF, up_NF, act)
+            del gate_NF, up_NF  # before the product behind them
+            return down.products(product_NF)[0]
 
     @staticmethod
     @once_differentiable
@@ -386,7 +383,7 @@ class _GatedMLP(torch.autograd.Function):
             gate_NF, up_NF = pair.products(x_ND)
             dgate_NF, dup_NF, of_down = _down_gradients(
                 ctx.act, ctx.layers[2], gate_NF, up_NF, parameters[count:], upstream[0],
-                into_factors=any(needed[count:]),
+                into_factors=any(needed[count:]), overwrite=True,
             )  # fmt: skip
             del gate_NF, up_NF
             dx_ND, of_pair = None, []

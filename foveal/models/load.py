@@ -64,8 +64,8 @@ def from_pretrained(
         trust_remote_code: for the processor; the models are transformers' own.
         revision: branch, tag or commit on the hub.
         token: for private and gated models on the hub.
-        use_gradient_checkpointing: True, False or "offload" ("unsloth" means the same), for the
-            adapter that comes later.
+        use_gradient_checkpointing: True, False, "selective" or "offload" ("unsloth" means the
+            same), for the adapter that comes later.
         random_state: accepted for the sake of recipes that have it; loading draws nothing.
 
     Returns:

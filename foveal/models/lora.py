@@ -67,8 +67,9 @@ def get_peft_model(
         target_modules: in place of the last two flags: names of linear layers, such as
             ``["q_proj", "v_proj"]``; a regular expression for whole paths stands in place of all
             four; None and "all-linear" leave it to the flags.
-        use_gradient_checkpointing: True, False or "offload" ("unsloth" means the same); None is
-            what ``from_pretrained`` was given, or else True.
+        use_gradient_checkpointing: True, False, "selective" or "offload" ("unsloth" means the
+            same), as of ``set_checkpointing``; None is what ``from_pretrained`` was given, or else
+            True.
         random_state: seed of the adapter's start; the global random state stays as it was.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv:2312.03732).
         loftq_config: None; it would change the base weights.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Quantisation = Literal["4bit", "8bit"]
-Checkpointing = bool | Literal["offload"]
+Checkpointing = bool | Literal["offload", "selective"]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,7 @@
 
 A completion depends on its prompt through these alone. So the prompt's graph may be cut there,
 and one backward pass through it closes any number of completions (``foveal.train.group_pass``).
-The layers are the stock modules, adapters and all; only attention is called differently.
+The layers are those of ``foveal.models.training_layer``, over the model's own parameters.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.kernels import prefix_attention
-from foveal.models.checkpointing import checkpoint_function
-from foveal.models.decoder import Decoder, Layer, attention_inputs, attention_outputs
+from foveal.models.decoder import Decoder, Layer
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import Features, place_features
 from foveal.models.state import Checkpointing, state_of
+from foveal.models.training_layer import training_layer
 from foveal.types import Prompt
 
 Angles = dict[str, tuple[Tensor, Tensor]]
@@ -150,17 +150,11 @@ class TrainingStack:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One layer: the stream behind it, its keys and values."""
         decoder, layer = self.decoder, self.decoder.layers[number]
-
-        def compute(x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            q, k, v = attention_inputs(decoder, layer, x_ND, angles[layer.rotary])
-            # Norms and rotation may have widened them.
-            q, k = q.to(v.dtype), k.to(v.dtype)
-            return attention_outputs(decoder, layer, x_ND, attend(number, q, k, v)), k, v
-
-        if not self._policy or not self.model.training or not torch.is_grad_enabled():
-            return compute(x_ND)
-        # The stream is the one input that is kept (or sent to the host): all else is shared.
-        return checkpoint_function(self._policy)(compute, x_ND)
+        learning = self.model.training and torch.is_grad_enabled()
+        policy = (self._policy or False) if learning else False
+        return training_layer(
+            decoder, layer, x_ND, angles[layer.rotary], partial(attend, number), policy
+        )
 
     def _attend_prompt(
         self, masks: dict[str, Tensor] | None, number: int, q: Tensor, k: Tensor, v: Tensor

@@ -14,7 +14,7 @@ from foveal.rl.advantages import AGGREGATIONS, SCALES
 from foveal.rl.ratios import MISMATCH_MODES
 from foveal.types import SamplingParams
 
-CHECKPOINTING = (True, False, "offload")
+CHECKPOINTING = (True, False, "selective", "offload")
 _NOT_OURS = (
     "generation_kwargs",
     "sync_ref_model",
@@ -38,8 +38,8 @@ class GRPOConfig(TrainingArguments):
     learning_rate: float = field(default=1e-6)
     logging_steps: float = field(default=10)
     gradient_checkpointing: Any = field(default=True)
-    """True, False or "offload" (layer inputs wait in host memory). The choice made in
-    ``get_peft_model`` wins."""
+    """True, False, "selective" (only what is cheap is computed twice; in the plain pass as True) or
+    "offload" (layer inputs wait in host memory). The choice made in ``get_peft_model`` wins."""
     remove_unused_columns: bool | None = field(default=False)
 
     # -- data
@@ -166,7 +166,7 @@ class GRPOConfig(TrainingArguments):
         if self.gradient_checkpointing not in CHECKPOINTING:
             raise ValueError(
                 f"gradient_checkpointing is {self.gradient_checkpointing!r}; it must be True, "
-                'False or "offload"'
+                'False, "selective" or "offload"'
             )
         if self.num_generations < 2:
             raise ValueError(

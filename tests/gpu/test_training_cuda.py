@@ -5,10 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveal.kernels import head_logprob, head_logprob_reference, head_policy_gradient
+from foveal.kernels import (
+    head_logprob,
+    head_logprob_reference,
+    head_policy_gradient,
+    train_fused,
+)
 from foveal.kernels.arithmetic import mm_float32
+from foveal.kernels.train_fused import gated, gated_backward_, gated_backward_reference_
+from foveal.models import training_layer
 from foveal.models.fused_lora import gated_mlp, project
+from tests.unit import triton_train_cases
 from tests.unit.test_models_fused_lora import Layers, inputs, peft_mlp, results
+from tests.unit.test_models_training_layer import assert_near_the_truth
 
 pytestmark = pytest.mark.gpu
 
@@ -65,3 +74,38 @@ def test_adapted_layers_are_as_near_the_truth_as_pefts(dtype):
         for name in truth:
             far, peft_far = ((each[name] - truth[name]).norm() for each in (ours, peft))
             assert far <= 1.05 * peft_far and far < 0.02 * truth[name].norm(), name
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", triton_train_cases.CASES, ids=lambda case: case.__name__)
+def test_compiled_kernels_equal_the_references(case, half, monkeypatch, without_tf32):
+    monkeypatch.setattr(triton_train_cases, "DEVICE", "cuda")
+    monkeypatch.setattr(triton_train_cases, "HALF", half)
+    # The cases set these as they go.
+    monkeypatch.setattr(train_fused, "_takes_kernel", train_fused._takes_kernel)
+    monkeypatch.setattr(training_layer, "FUSED_ON", training_layer.FUSED_ON)
+    case()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_fused_layer_is_as_near_the_truth_as_the_stock_modules(family, dtype, without_tf32):
+    assert_near_the_truth(family, dtype, "cuda")
+
+
+def test_a_block_of_more_than_2_to_the_31_elements():
+    """Its last rows, whose places no 32-bit number reaches."""
+    if torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip("needs 20 GB of free GPU memory")
+    N, F, last = 2**31 // 18944 + 9, 18944, 8
+    generator = torch.Generator("cuda").manual_seed(0)
+    gate, up, d = (torch.zeros(N, F, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    for x in (gate, up, d):
+        x[-last:].normal_(generator=generator)
+    expected = gated_backward_reference_(
+        d[-last:].clone(), gate[-last:], up[-last:], "silu", product=True
+    )
+    assert torch.equal(gated(gate, up, "silu")[-last:], gated(gate[-last:], up[-last:], "silu"))
+    found = gated_backward_(d, gate, up, "silu", product=True, overwrite=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None and theirs is not None
+        torch.testing.assert_close(ours[-last:], theirs, atol=3e-2, rtol=1e-2)

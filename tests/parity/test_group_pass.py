@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from foveal.kernels.prefix_attention import KERNELS
+from foveal.models import training_layer
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import language_model, vision_modules
 from foveal.models.forward import FeatureCache
@@ -82,14 +83,19 @@ def assert_same_update(ours, expected, tolerance=1e-5):
     assert ours[2] == pytest.approx(expected[2], rel=tolerance, abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.parametrize("devices", [{"cuda"}, {"cpu"}], ids=["stock layers", "fused layers"])
 @pytest.mark.parametrize("vision", [False, True], ids=["frozen tower", "trained tower"])
-def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(family, vision):
+def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(
+    family, vision, devices, monkeypatch
+):
+    monkeypatch.setattr(training_layer, "FUSED_ON", devices)
     model, processor = our_model(family, vision=vision)
     data = sampled_rows(model, processor)
     expected = update(plain_pass, model, data, settings_of())
     cases: list[tuple[Any, dict[str, Any], int]] = [
         (False, {}, 3),
         (True, {"tokens_at_once": 6}, 5),
+        ("selective", {"tokens_at_once": 6}, 5),
         ("offload", {"rows_at_once": 2}, 6),
     ]
     for checkpointing, cut, calls in cases:
@@ -126,13 +132,15 @@ def test_calls_joined_by_their_log_sum_exp_stand_in_for_the_reference(family, mo
             return super().backward(grad, q, k, v, out, lse, kept, spans, scale)
 
     monkeypatch.setitem(KERNELS, "reference", Counted())
+    monkeypatch.setattr(training_layer, "FUSED_ON", {"cpu"})
     set_checkpointing(model, True)
     assert_same_update(update(group_pass, model, data, settings_of()), expected)
     assert any(spans.window for spans in calls) == (family == "gemma3")
 
 
-def test_gradients_of_all_parameters_where_no_adapter_is(family):
+def test_gradients_of_all_parameters_where_no_adapter_is(family, monkeypatch):
     """Embeddings, norms and head too: they are reached from both sides of the cut."""
+    monkeypatch.setattr(training_layer, "FUSED_ON", {"cpu"})
     model, processor = tiny(family)
     data = sampled_rows(model, processor)
     normaliser = step_normaliser(LossSpec(), [row.num_tokens for row in data])

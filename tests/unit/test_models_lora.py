@@ -379,7 +379,7 @@ def gradients(model, processor, policy):
 
 
 @pytest.mark.parametrize("vision", [False, True], ids=["language", "language+vision"])
-@pytest.mark.parametrize("policy", [True, "offload"])
+@pytest.mark.parametrize("policy", [True, "selective", "offload"])
 def test_checkpointing_changes_no_gradient(tiny_model, policy, vision):
     model, processor = tiny_model
     adapted = spread(adapt(model, r=2, finetune_vision_layers=vision))
@@ -481,7 +481,7 @@ def test_checkpointing_is_taken_back_whole(tiny_model):
 @pytest.mark.parametrize("value", [None, "True", 1, "cpu"])
 def test_an_unknown_checkpointing_policy_is_refused(value):
     model, _ = tiny("qwen2_5_vl")
-    with pytest.raises(ValueError, match=f"is {value!r}; it must be True, False or 'offload'"):
+    with pytest.raises(ValueError, match=f"is {value!r}; it must be True, False, 'selective'"):
         set_checkpointing(model, value)
 
 

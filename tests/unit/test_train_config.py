@@ -146,7 +146,13 @@ def test_an_unknown_setting_is_no_setting():
 
 @pytest.mark.parametrize(
     ("asked", "kept"),
-    [("unsloth", "offload"), ("offload", "offload"), (True, True), (False, False)],
+    [
+        ("unsloth", "offload"),
+        ("offload", "offload"),
+        ("selective",) * 2,
+        (True, True),
+        (False, False),
+    ],
 )
 def test_checkpointing_has_one_name_for_each_policy(asked, kept):
     assert config(gradient_checkpointing=asked).gradient_checkpointing == kept
