@@ -8,11 +8,16 @@ from foveal.kernels.head_logprob import (
     head_policy_gradient,
 )
 from foveal.kernels.philox import philox_uniform, row_seed
-from foveal.kernels.prefix_attention import prefix_attention, prefix_attention_reference
+from foveal.kernels.prefix_attention import (
+    causal_attention,
+    prefix_attention,
+    prefix_attention_reference,
+)
 from foveal.kernels.varlen_attention import varlen_attention, varlen_attention_reference
 from foveal.kernels.vision_rotary import rotate, rotate_reference
 
 __all__ = [
+    "causal_attention",
     "draw",
     "draw_reference",
     "head_logprob",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.kernels.varlen_attention import WIDTH_MULTIPLE, choose_kernel
@@ -103,6 +104,50 @@ def _who_sees_whom(T: int, lengths: Sequence[int], window: int) -> Tensor:
     )
     seen_NS = mine_NS & (distance_NS >= 0)
     return seen_NS & (distance_NS < window) if window else seen_NS
+
+
+def causal_attention(
+    q_NHC: Tensor,
+    k_NKC: Tensor,
+    v_NKC: Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    window: int = 0,
+) -> Tensor:
+    """Packed segments, each attending causally to itself alone.
+
+    Args:
+        q_NHC: queries of all segments, one after another.
+        k_NKC: keys of the same tokens; H is a multiple of K.
+        v_NKC: values of the same tokens.
+        lengths: tokens of each segment, each at least 1; they sum to N.
+        scale: factor on the scores.
+        window: a token sees so many keys, the last of them its own; 0 sees all.
+
+    Returns:
+        ``[N, H, C]``, differentiable in all three tensors.
+    """
+    kernel = KERNELS.get(choose_kernel(q_NHC))
+    window = window if window < max(lengths) else 0
+    if kernel is None or q_NHC.shape[-1] % WIDTH_MULTIPLE:
+        pieces = zip(*(x.split(list(lengths)) for x in (q_NHC, k_NKC, v_NKC)), strict=True)
+        return torch.cat([_causal(q, k, v, scale, window) for q, k, v in pieces])
+    spans = Spans(tuple(lengths), tuple(lengths), True, window)
+    return _Joined.apply(kernel, (spans,), scale, q_NHC, k_NKC, v_NKC)  # pyright: ignore[reportReturnType]
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+    mask = None
+    if window:
+        at = torch.arange(len(q), device=q.device)
+        distance = at[:, None] - at
+        mask = (distance >= 0) & (distance < window)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, _expand(k, q.shape[1]), _expand(v, q.shape[1])))
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
+    )
+    return out[0].transpose(0, 1)
 
 
 # -- the fast form

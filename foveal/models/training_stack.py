@@ -1,7 +1,7 @@
 """The layer loop of training: a prompt once, and completions against its keys and values.
 
-    prompt_forward      one prompt, packed [T, D]     -> its keys and values by layer, last state
-    completion_forward  completions of it, packed     -> the hidden state before each token
+    prompt_forward      prompts, packed [N, D]        -> keys and values by layer, last states
+    completion_forward  completions of one, packed    -> the hidden state before each token
 
 A completion depends on its prompt through these alone. So the prompt's graph may be cut there,
 and one backward pass through it closes any number of completions (``foveal.train.group_pass``).
@@ -10,8 +10,9 @@ The layers are those of ``foveal.models.training_layer``, over the model's own p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveal.kernels import prefix_attention
-from foveal.models.decoder import Decoder, Layer
+from foveal.kernels import causal_attention, prefix_attention
+from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, stock_model
-from foveal.models.forward import Features, place_features
+from foveal.models.forward import Features
 from foveal.models.state import Checkpointing, state_of
 from foveal.models.training_layer import training_layer
 from foveal.types import Prompt
@@ -35,7 +36,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class PromptState:
-    """What completions need of their prompt."""
+    """What completions need of their prompt of T tokens."""
 
     keys: tuple[Tensor, ...]
     """``[T, K, C]`` of each layer, rotated."""
@@ -46,16 +47,42 @@ class PromptState:
     next_A1: Tensor
     """Rotary position of the first completion token along each axis."""
 
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """P prompts, N tokens in all, one after another."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each prompt."""
+    keys: tuple[Tensor, ...]
+    """``[N, K, C]`` of each layer, rotated."""
+    values: tuple[Tensor, ...]
+    """``[N, K, C]`` of each layer."""
+    last_PD: Tensor
+    """Hidden states behind the last norm at the prompts' last tokens."""
+    next_AP: Tensor
+    """Rotary positions of the first completion tokens along each axis."""
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that has a gradient."""
-        return (*self.keys, *self.values, self.last_1D)
+        return (*self.keys, *self.values, self.last_PD)
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> PromptState:
+    def with_tensors(self, tensors: Sequence[Tensor]) -> PromptBatch:
         """The same with others in the place of :attr:`tensors`."""
         layers = len(self.keys)
+        keys, values = tuple(tensors[:layers]), tuple(tensors[layers : 2 * layers])
+        return replace(self, keys=keys, values=values, last_PD=tensors[-1])
+
+    def prompt(self, place: int) -> PromptState:
+        """One of the prompts, as views."""
+        first = sum(self.lengths[:place])
+        here = slice(first, first + self.lengths[place])
         return PromptState(
-            tuple(tensors[:layers]), tuple(tensors[layers : 2 * layers]), tensors[-1], self.next_A1
+            tuple(k_NKC[here] for k_NKC in self.keys),
+            tuple(v_NKC[here] for v_NKC in self.values),
+            self.last_PD[place : place + 1],
+            self.next_AP[:, place : place + 1],
         )
 
 
@@ -78,38 +105,52 @@ class TrainingStack:
         self._policy: Checkpointing | None = state_of(model).checkpointing
         _refuse(self.decoder, self.config)
 
-    def prompt_forward(self, prompt: Prompt, features: Sequence[Features]) -> PromptState:
-        """A prompt of T tokens through all layers.
+    def prompt_forward(
+        self, prompts: Sequence[Prompt], features: Sequence[Features]
+    ) -> PromptBatch:
+        """Prompts through all layers, side by side; each attends to itself alone.
 
         Args:
-            prompt: with pictures or without.
-            features: of its pictures, in order.
+            prompts: at least one, with pictures or without.
+            features: of all their pictures, in order.
 
         Raises:
             ValueError: if placeholders and features do not match in number.
         """
-        decoder, family, T = self.decoder, family_of(self.model), len(prompt.ids)
-        ids_T = torch.tensor(prompt.ids, device=decoder.device)
-        image_T = ids_T == self.config.image_token_id
-        position_AT = family.row_positions(self.config, prompt, T + 1).to(decoder.device)
-        x_TD = self._embed(ids_T)
-        deepstack: list[Tensor] = []
-        if features:
-            main, *deepstack = (torch.cat(level) for level in zip(*features, strict=True))
-            x_TD = place_features(x_TD[None], image_T[None], [main])[0]
-        attend = partial(self._attend_prompt, family.prompt_masks(self.config, image_T))
-        angles = self._angles(position_AT[:, :T])
+        decoder, family, device = self.decoder, family_of(self.model), self.decoder.device
+        ids = [token for prompt in prompts for token in prompt.ids]
+        lengths = tuple(len(prompt.ids) for prompt in prompts)
+        # One position more than there are tokens: the completion's first.
+        positions = [
+            family.row_positions(self.config, prompt, length + 1)
+            for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        x_ND = self._embed(torch.tensor(ids, device=device))
+        # Where pictures are is known to the host; asking the device would mean waiting for it.
+        image_N = torch.tensor(ids) == self.config.image_token_id
+        at_M = image_N.nonzero()[:, 0].to(device)
+        main, *deepstack = _joined(features, len(at_M)) or [None]
+        if main is not None:
+            x_ND = x_ND.index_copy(0, at_M, main.to(x_ND.dtype))
+        masks = [family.prompt_masks(self.config, m) for m in image_N.to(device).split(lengths)]
+        attend = partial(self._attend_prompts, lengths, masks)
+        angles = self._angles(torch.cat([p[:, :-1] for p in positions], dim=1).to(device))
         keys, values = [], []
-        at_M = image_T.nonzero()[:, 0] if deepstack else None
         for number in range(len(decoder.layers)):
-            x_TD, k, v = self._layer(number, angles, attend, x_TD)
+            x_ND, k, v = self._layer(number, angles, attend, x_ND)
             keys.append(k)
             values.append(v)
-            if number < len(deepstack) and at_M is not None:
+            if number < len(deepstack):
                 # Features of a tower's earlier depth join the stream behind a layer (Qwen3-VL).
-                x_TD = x_TD.index_add(0, at_M, deepstack[number].to(x_TD.dtype))
-        last_1D = decoder.norm(x_TD[-1:])
-        return PromptState(tuple(keys), tuple(values), last_1D, position_AT[:, T:])
+                x_ND = x_ND.index_add(0, at_M, deepstack[number].to(x_ND.dtype))
+        last_P = torch.tensor([*itertools.accumulate(lengths)]) - 1
+        return PromptBatch(
+            lengths=lengths,
+            keys=tuple(keys),
+            values=tuple(values),
+            last_PD=decoder.norm(x_ND[last_P.to(device)]),
+            next_AP=torch.cat([p[:, -1:] for p in positions], dim=1).to(device),
+        )
 
     def completion_forward(
         self, prompt: PromptState, completions: Sequence[Sequence[int]]
@@ -156,18 +197,18 @@ class TrainingStack:
             decoder, layer, x_ND, angles[layer.rotary], partial(attend, number), policy
         )
 
-    def _attend_prompt(
-        self, masks: dict[str, Tensor] | None, number: int, q: Tensor, k: Tensor, v: Tensor
-    ) -> Tensor:
-        layer = self.decoder.layers[number]
-        mask = _prompt_mask(masks, layer, q)
-        # Some kernels know no shared key heads, and without them scores are held in full.
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.decoder.scale
+    def _attend_prompts(
+        self, lengths: Sequence[int], masks: Sequence[dict[str, Tensor] | None], number: int,
+        q: Tensor, k: Tensor, v: Tensor,
+    ) -> Tensor:  # fmt: skip
+        layer, scale = self.decoder.layers[number], self.decoder.scale
+        kind = "sliding_attention" if layer.window else "full_attention"
+        if masks[0] is None:
+            return causal_attention(q, k, v, lengths, scale=scale, window=layer.window)
+        pieces = zip(*(x.split(list(lengths)) for x in (q, k, v)), masks, strict=True)
+        return torch.cat(
+            [_masked_attention(*qkv, mask[kind], scale) for *qkv, mask in pieces]  # pyright: ignore
         )
-        return out[0].transpose(0, 1)
 
     def _attend_completions(
         self, prompt: PromptState, lengths: Sequence[int], number: int, q: Tensor, k: Tensor,
@@ -179,16 +220,24 @@ class TrainingStack:
         )  # fmt: skip
 
 
-def _prompt_mask(masks: dict[str, Tensor] | None, layer: Layer, q_THC: Tensor) -> Tensor | None:
-    """Who sees whom in a prompt, ``[T, T]``; None for plain causal attention."""
-    if masks is not None:
-        return masks["sliding_attention" if layer.window else "full_attention"]
-    T = q_THC.shape[0]
-    if not 0 < layer.window < T:
-        return None
-    at = torch.arange(T, device=q_THC.device)
-    distance = at[:, None] - at
-    return (distance >= 0) & (distance < layer.window)
+def _joined(features: Sequence[Features], placeholders: int) -> list[Tensor]:
+    """All pictures' features one after another, by depth of the tower."""
+    levels = [torch.cat(level) for level in zip(*features, strict=True)]
+    found = len(levels[0]) if levels else 0
+    if found != placeholders:
+        raise ValueError(
+            f"the prompts hold {placeholders} image placeholders but their pictures give {found} "
+            "features; build prompts with the model's own processor"
+        )
+    return levels
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask_TT: Tensor, scale: float) -> Tensor:
+    # Some kernels know no shared key heads, and without them scores are held in full.
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale)
+    return out[0].transpose(0, 1)
 
 
 def _refuse(decoder: Decoder, config: Any) -> None:

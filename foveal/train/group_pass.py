@@ -1,11 +1,11 @@
 """The training pass that computes each prompt once, however many completions it has.
 
-    for each prompt                                     models.training_stack
-        pictures, prompt                                one forward; its graph waits
-        for completions in pieces                       against the prompt's keys and values
+    for prompts, some at a time                         models.training_stack
+        pictures, prompts                               one forward; its graph waits
+        for completions of one, in pieces               against its keys and values
             log p(token), loss                          train.plain_pass, rl.policy_loss
             backward                                    into the parameters, and to the cut
-        what arrived at the cut, backward through the prompt and on into a trained tower
+        what arrived at the cut, backward through the prompts and on into a trained tower
 
 The cut is exact: completions depend on their prompt through its keys, values and last state only,
 and gradients add. A factor that ``backward`` puts on a loss (a gradient scaler's, say) is in what
@@ -30,7 +30,7 @@ from foveal.kernels import head_logprob
 from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
 from foveal.models.precision import autocast
-from foveal.models.training_stack import PromptState, TrainingStack
+from foveal.models.training_stack import PromptBatch, PromptState, TrainingStack
 from foveal.rl import LossSpec, Normaliser, merge_stats
 from foveal.rl.stats import Stat
 from foveal.train.plain_pass import PassSettings, Row, loss_share
@@ -63,23 +63,26 @@ def learn(
     """
     stack = TrainingStack(model)
     shares, stats, skipped = [], [], False
-    for prompt, group in _groups(rows):
-        pieces = list(_pieces(group, settings))
-        learns = [any(_has_gradient(row, settings.spec) for row in piece) for piece in pieces]
-        skipped |= not all(learns)
-        with torch.set_grad_enabled(any(learns)):
-            cut = _Cut(_prompt(stack, prompt, cache))
-        for piece, learning in zip(pieces, learns, strict=True):
-            with torch.set_grad_enabled(learning):
-                output = _completions(stack, cut.state, piece, settings.temperature)
-                share, found = loss_share(piece, output, normaliser, settings, entropy_threshold)
-            if learning:
-                backward(share)
-                cut.collect()
-            shares.append(share.detach())
-            stats.append(found)
+    for batch in _batches(rows, settings):
+        plans = [_plan(group, settings) for _, group in batch]
+        skipped |= not all(learns for plan in plans for _, learns in plan)
+        with torch.set_grad_enabled(any(learns for plan in plans for _, learns in plan)):
+            cut = _Cut(_prompts(stack, [prompt for prompt, _ in batch], cache))
+        for place, plan in enumerate(plans):
+            for piece, learns in plan:
+                with torch.set_grad_enabled(learns):
+                    state = cut.state.prompt(place)
+                    output = _completions(stack, state, piece, settings.temperature)
+                    share, found = loss_share(
+                        piece, output, normaliser, settings, entropy_threshold
+                    )
+                if learns:
+                    backward(share)
+                    cut.collect()
+                shares.append(share.detach())
+                stats.append(found)
         cut.backward()
-        del cut  # its keys and values, before those of the next prompt
+        del cut, state  # keys and values, before those of the next prompts
     if skipped:
         _fill_gradients(model, rows)
     return torch.stack(shares).sum(), merge_stats(*stats)
@@ -90,28 +93,29 @@ def score(
 ) -> list[tuple[Tensor, Tensor]]:
     """Log-probability and entropy of each row, ``[T]`` each, without gradient.
 
-    Rows are laid out in the same pieces as in :func:`learn`, so that with unchanged weights both
-    give the same bits: GSPO's clip range of 3e-4 leaves no room for rounding.
+    Prompts and rows are laid out as in :func:`learn`, so that with unchanged weights both give
+    the same bits: GSPO's clip range of 3e-4 leaves no room for rounding.
     """
     stack = TrainingStack(model)
     results: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for prompt, group in _groups(rows):
-            # As in learning: a trained tower is called for each prompt anew, with its pictures.
+        for batch in _batches(rows, settings):
+            # As in learning: a trained tower is called for each batch anew, with its pictures.
             own = FeatureCache() if vision_is_trained(model) else cache
-            state = _prompt(stack, prompt, own)
-            for piece in _pieces(group, settings):
-                output = _completions(stack, state, piece, settings.temperature)
-                for i, row in enumerate(piece):
-                    length = len(row.completion.ids)
-                    results.append((output.logprob_BT[i, :length], output.entropy_BT[i, :length]))
+            states = _prompts(stack, [prompt for prompt, _ in batch], own)
+            for place, (_, group) in enumerate(batch):
+                for piece in _pieces(group, settings):
+                    output = _completions(stack, states.prompt(place), piece, settings.temperature)
+                    for i, row in enumerate(piece):
+                        here = slice(len(row.completion.ids))
+                        results.append((output.logprob_BT[i, here], output.entropy_BT[i, here]))
     return results
 
 
 class _Cut:
-    """A prompt's results as leaves of the completions' graphs, and the gradients they collect."""
+    """Prompts' results as leaves of the completions' graphs, and the gradients they collect."""
 
-    def __init__(self, state: PromptState) -> None:
+    def __init__(self, state: PromptBatch) -> None:
         self._outputs = state.tensors
         self._leaves = [x.detach().requires_grad_(x.requires_grad) for x in state.tensors]
         self._grads: list[Tensor | None] = [None] * len(self._leaves)
@@ -127,7 +131,7 @@ class _Cut:
             leaf.grad = None
 
     def backward(self) -> None:
-        """Through the prompt, once; nothing happens where no gradient arrived."""
+        """Through the prompts, once; nothing happens where no gradient arrived."""
         arrived = [
             (output, grad.to(output.dtype))
             for output, grad in zip(self._outputs, self._grads, strict=True)
@@ -147,6 +151,32 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[Prompt, list[Row]]]:
     for _, group in itertools.groupby(rows, content):
         members = list(group)
         yield members[0].prompt, members
+
+
+def _batches(
+    rows: Sequence[Row], settings: PassSettings
+) -> Iterator[list[tuple[Prompt, list[Row]]]]:
+    """Prompts with their rows, as many at once as hold no more tokens than completions may."""
+    most = settings.tokens_at_once
+    if most is None:
+        most = settings.rows_at_once * max(len(row.completion.ids) for row in rows)
+    batch: list[tuple[Prompt, list[Row]]] = []
+    tokens = 0
+    for prompt, group in _groups(rows):
+        if batch and tokens + len(prompt.ids) > most:
+            yield batch
+            batch, tokens = [], 0
+        batch.append((prompt, group))
+        tokens += len(prompt.ids)
+    yield batch
+
+
+def _plan(rows: Sequence[Row], settings: PassSettings) -> list[tuple[list[Row], bool]]:
+    """A prompt's pieces, and which of them have a gradient."""
+    return [
+        (piece, any(_has_gradient(row, settings.spec) for row in piece))
+        for piece in _pieces(rows, settings)
+    ]
 
 
 def _pieces(rows: Sequence[Row], settings: PassSettings) -> Iterator[list[Row]]:
@@ -169,9 +199,10 @@ def _has_gradient(row: Row, spec: LossSpec) -> bool:
     return row.num_tokens > 0 and bool(row.advantage or spec.beta or spec.entropy_coef)
 
 
-def _prompt(stack: TrainingStack, prompt: Prompt, cache: FeatureCache) -> PromptState:
+def _prompts(stack: TrainingStack, prompts: Sequence[Prompt], cache: FeatureCache) -> PromptBatch:
+    images = [image for prompt in prompts for image in prompt.images]
     with autocast(stack.model):
-        return stack.prompt_forward(prompt, cache.get(stack.model, prompt.images))
+        return stack.prompt_forward(prompts, cache.get(stack.model, images))
 
 
 def _completions(

@@ -16,6 +16,8 @@ LENGTHS = [5, 1, 9]
 class TorchKernel:
     """A part kernel in plain torch, which computes in float64: what the join is tested by."""
 
+    square_windows = False
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
