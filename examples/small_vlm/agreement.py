@@ -189,11 +189,16 @@ def measure(model: Any, groups: Sequence[Group]) -> Record:
 
     stock = stock_model(model)
     rollout_N, trainer_N = rollout_logprobs(groups), trainer_logprobs(model, groups)
+    pictures_N = torch.tensor(
+        [bool(g.prompt.images) for g in groups for c in g.completions for _ in c.ids]
+    )
+    kinds = {"text alone": ~pictures_N, "beside pictures": pictures_N}
     return {
-        "logprob_difference": {
-            **difference(rollout_N, trainer_N),
-            "tokens": len(rollout_N),
-            "mean_logprob": rollout_N.mean().item(),
+        "logprob_difference": described(rollout_N, trainer_N),
+        "by_prompt": {
+            name: described(rollout_N[kind_N], trainer_N[kind_N])
+            for name, kind_N in kinds.items()
+            if kind_N.any()
         },
         "against_float32": None,
         "dtype": str(stock.dtype).removeprefix("torch."),
@@ -239,6 +244,15 @@ def trainer_logprobs(model: Any, groups: Sequence[Group]) -> Tensor:
     return torch.cat(scored)
 
 
+def described(rollout_N: Tensor, trainer_N: Tensor) -> Record:
+    """Their difference, the number of tokens, and the mean log-probability itself."""
+    return {
+        **difference(rollout_N, trainer_N),
+        "tokens": len(rollout_N),
+        "mean_logprob": rollout_N.mean().item(),
+    }
+
+
 def difference(first_N: Tensor, second_N: Tensor) -> Record:
     """Mean and largest absolute difference, in nats."""
     difference_N = (first_N - second_N).abs()
@@ -252,6 +266,8 @@ def report(result: Record) -> None:
         f"log-probability {found['mean_logprob']:.3f}"
     )
     lines = {"rollout against trainer": found}
+    for name, value in result["by_prompt"].items():
+        lines[f"{name}, mean log-probability {value['mean_logprob']:.3f}"] = value
     for name, value in (result["against_float32"] or {}).items():
         lines[f"{name} against float32"] = value
     for name, value in lines.items():

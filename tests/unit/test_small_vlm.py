@@ -268,7 +268,13 @@ def test_a_rollout_that_is_off_at_one_token_is_seen(script, tmp_path):
         )
         for g in unscored
     ]
-    found = agreement.measure(model, scored)["logprob_difference"]
+    result = agreement.measure(model, scored)
+    found, kinds = result["logprob_difference"], result["by_prompt"]
+    assert [(name, kind["tokens"]) for name, kind in kinds.items()] == [
+        ("text alone", 4),
+        ("beside pictures", 5),
+    ]
+    assert kinds["text alone"]["max"] < 1e-4 < kinds["beside pictures"]["max"]
     assert found["tokens"] == 9
     assert found["max"] == pytest.approx(0.75, abs=1e-4)
     assert found["mean"] == pytest.approx(0.75 / 9, abs=1e-4)
