@@ -10,6 +10,8 @@ comes out is that part's share of the gradient, exactly.
 ``prefix_attention_reference`` is the specification, and what runs on a CPU.
 """
 
+# Type checkers do not know how Triton kernels are launched.
+# pyright: reportCallIssue=false
 from __future__ import annotations
 
 import functools
@@ -271,10 +273,48 @@ def _join(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Outputs ``[N, H, C]`` and log-sum-exps ``[H, N]`` over disjoint keys as one of each."""
     if len(parts) == 1:
         return parts[0]
-    lse_HN = torch.stack([lse for _, lse in parts]).logsumexp(0)
-    out_NHC = sum(out * (lse - lse_HN).exp().T[..., None] for out, lse in parts)
-    assert isinstance(out_NHC, Tensor)
-    return out_NHC.to(parts[0][0].dtype), lse_HN
+    first, second = parts
+    wide = torch.promote_types(first[0].dtype, torch.float32)
+    if first[0].is_cuda and wide == torch.float32:
+        return join_fused(*first, *second)
+    return join_reference(*first, *second)
+
+
+def join_reference(
+    first_NHC: Tensor, first_lse_HN: Tensor, second_NHC: Tensor, second_lse_HN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The specification of :func:`join_fused`."""
+    lse_HN = torch.logaddexp(first_lse_HN, second_lse_HN)
+    out_NHC = first_NHC * (first_lse_HN - lse_HN).exp().T[..., None]
+    out_NHC = out_NHC + second_NHC * (second_lse_HN - lse_HN).exp().T[..., None]
+    return out_NHC.to(first_NHC.dtype), lse_HN
+
+
+def join_fused(
+    first_NHC: Tensor, first_lse_HN: Tensor, second_NHC: Tensor, second_lse_HN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention to two sets of keys from attention to each, in one pass over memory.
+
+    Args:
+        first_NHC: output over the first set.
+        first_lse_HN: its log-sum-exps, float32, finite.
+        second_NHC: likewise over the second.
+        second_lse_HN: likewise.
+    """
+    import triton
+
+    from foveal.kernels.prefix_attention_triton import join_parts_kernel
+
+    N, H, C = first_NHC.shape
+    tensors = [first_NHC, second_NHC, first_lse_HN, second_lse_HN]
+    first, second, first_lse, second_lse = (x.contiguous() for x in tensors)
+    out_NHC, lse_HN = torch.empty_like(first), torch.empty_like(first_lse)
+    join_parts_kernel[(N,)](
+        first, second, first_lse, second_lse, out_NHC, lse_HN, N,
+        HEADS=H, C=C, BLOCK_H=triton.next_power_of_2(H), BLOCK_C=triton.next_power_of_2(C),
+        num_warps=8,
+    )  # fmt: skip
+    return out_NHC, lse_HN
 
 
 class FlashKernel:

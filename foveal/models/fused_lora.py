@@ -17,7 +17,8 @@ float32. A layer of which :func:`foveal.models.packed_lora.lora_of` or this file
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +164,46 @@ def _parameters(layers: Sequence[_Layer]) -> list[Tensor]:
 # ----------------------------------------------- layers that share an input, without autograd
 
 
+_unchanged: dict[Any, tuple[Tensor, _Adapters]] | None = None
+"""Copies of adapters by what they were made from; None where adapters may change from call to
+call. Not bound to a thread: backward passes run in threads of their own."""
+
+
+@contextlib.contextmanager
+def adapters_unchanged() -> Iterator[None]:
+    """Within it no adapter changes, so copies of them in the product's type are made once.
+
+    A layer is called for each piece of completions, forward and backward; without this, hundreds
+    of small copies would be made each time.
+    """
+    global _unchanged
+    before, _unchanged = _unchanged, {}
+    try:
+        yield
+    finally:
+        _unchanged = before
+
+
+_Adapters = list[list[tuple[slice, Tensor, float]]]
+"""Of each layer: its rows of the stacked A's, B and scale."""
+
+
+def _cast_adapters(
+    layers: Sequence[_Layer], parameters: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, _Adapters]:
+    """All A's, one under the other, and the rest, in the type of the product."""
+    factors, at = iter(parameters[1::2]), 0
+    adapters: _Adapters = []
+    for layer in layers:
+        own = []
+        for a_RD, _, scale in layer.adapters:
+            end = at + a_RD.shape[0]
+            own.append((slice(at, end), next(factors).to(dtype), scale))
+            at = end
+        adapters.append(own)
+    return torch.cat([a.to(dtype) for a in parameters[0::2]]), adapters
+
+
 @dataclass(frozen=True, slots=True)
 class _Shared:
     """Layers that share their input, everything in the type of the product."""
@@ -171,37 +212,44 @@ class _Shared:
     biases: list[Tensor | None]
     a_RD: Tensor
     """All A's, one under the other."""
-    adapters: list[list[tuple[slice, Tensor, float]]]
-    """Of each layer: its rows of ``a_RD``, B and scale."""
+    adapters: _Adapters
 
     @classmethod
     def of(
         cls, layers: Sequence[_Layer], parameters: Sequence[Tensor], dtype: torch.dtype
     ) -> _Shared:
+        """In the product's type; within :func:`adapters_unchanged` adapters are cast once."""
         weights = [layer.weight.to(dtype) for layer in layers]
         biases = [None if layer.bias is None else layer.bias.to(dtype) for layer in layers]
-        factors, adapters, at = iter(parameters[1::2]), [], 0
-        for layer in layers:
-            own = []
-            for a_RD, _, scale in layer.adapters:
-                end = at + a_RD.shape[0]
-                own.append((slice(at, end), next(factors).to(dtype), scale))
-                at = end
-            adapters.append(own)
-        if parameters:
-            stacked_RD = torch.cat([a.to(dtype) for a in parameters[0::2]])
-        else:
-            stacked_RD = weights[0].new_empty(0, weights[0].shape[1])
-        return cls(weights, biases, stacked_RD, adapters)
+        if not parameters:
+            return cls(
+                weights, biases, weights[0].new_empty(0, weights[0].shape[1]), [[]] * len(layers)
+            )
+        key = (dtype, *map(id, parameters))
+        found = None if _unchanged is None else _unchanged.get(key)
+        if found is None:
+            found = _cast_adapters(layers, parameters, dtype)
+        if _unchanged is not None:
+            _unchanged[key] = found
+        return cls(weights, biases, *found)
 
     def products(self, x_ND: Tensor) -> list[Tensor]:
         small_NR = x_ND @ self.a_RD.T
         results = []
         for weight, bias, own in zip(self.weights, self.biases, self.adapters, strict=True):
-            y_NF = F.linear(x_ND, weight, bias)
+            y_NF: Tensor | None = None
             for at, b_FR, scale in own:
-                y_NF.addmm_(small_NR[:, at], b_FR.T, alpha=scale)
-            results.append(y_NF)
+                start = y_NF if y_NF is not None else bias
+                # With beta 0 what is added to does not count; it stands for its shape.
+                y_NF = torch.addmm(
+                    b_FR[:, 0] if start is None else start, small_NR[:, at], b_FR.T,
+                    beta=0 if start is None else 1, alpha=scale,
+                )  # fmt: skip
+            # The large product comes last: it reads what it adds to behind its own work.
+            if y_NF is None:
+                results.append(F.linear(x_ND, weight, bias))
+            else:
+                results.append(y_NF.addmm_(x_ND, weight.T))
         return results
 
     def small_gradient(self, upstream: Sequence[Tensor | None]) -> Tensor:

@@ -103,10 +103,9 @@ class GRPOConfig(TrainingArguments):
     off_policy_mask_threshold: float | None = None
 
     # -- the training pass
-    training_pass: Literal["group", "plain"] = "plain"
+    training_pass: Literal["group", "plain"] = "group"
     """"group" computes each prompt once for all its completions; "plain" lays every completion
-    out as a row with its prompt, slower and the specification of the former. The default changes
-    when the group pass has been measured on a GPU; on a CPU it is proven equal."""
+    out as a row with its prompt: slower, and the specification of the former."""
     pass_tokens: int | None = None
     """Completion tokens that one forward and backward of the group pass holds at most; a longer
     completion goes alone. None: ``per_device_train_batch_size`` rows, whatever their length."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from foveal.kernels import head_logprob
 from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
+from foveal.models.fused_lora import adapters_unchanged
 from foveal.models.precision import autocast
 from foveal.models.training_stack import PromptBatch, PromptState, TrainingStack
 from foveal.rl import LossSpec, Normaliser, merge_stats
@@ -37,6 +38,7 @@ from foveal.train.plain_pass import PassSettings, Row, loss_share
 from foveal.types import Prompt
 
 
+@adapters_unchanged()
 def learn(
     model: nn.Module,
     rows: Sequence[Row],
@@ -88,6 +90,7 @@ def learn(
     return torch.stack(shares).sum(), merge_stats(*stats)
 
 
+@adapters_unchanged()
 def score(
     model: nn.Module, rows: Sequence[Row], settings: PassSettings, *, cache: FeatureCache
 ) -> list[tuple[Tensor, Tensor]]:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from foveal.kernels import prefix_attention, prefix_attention_reference
-from foveal.kernels.prefix_attention import Spans, joined_attention
+from foveal.kernels.prefix_attention import Spans, join_fused, joined_attention
+from tests.aot import SHARED_BYTES, Recorder
+from tests.interpret import run_interpreted
 
 HEADS, KV_HEADS, WIDTH, PROMPT = 6, 2, 8, 11
 LENGTHS = [5, 1, 9]
@@ -135,3 +137,25 @@ def test_lengths_and_shapes_that_do_not_fit_are_refused():
             prefix_attention(q, own_k, own_v, prefix_k, prefix_v, lengths, scale=1.0)
     with pytest.raises(ValueError, match="H a multiple of K"):
         prefix_attention(q[:, :5], own_k, own_v, prefix_k, prefix_v, LENGTHS, scale=1.0)
+
+
+def test_the_triton_join_equals_the_reference():
+    pytest.importorskip("triton")
+    run_interpreted("tests.unit.triton_join_cases")
+
+
+@pytest.mark.parametrize("capability", [75, 80, 89, 90])
+def test_the_join_compiles_on_every_card(monkeypatch, capability):
+    pytest.importorskip("triton")
+    from foveal.kernels import prefix_attention_triton as kernels
+
+    recorder = Recorder(kernels.join_parts_kernel)
+    monkeypatch.setattr(kernels, "join_parts_kernel", recorder)
+    half = torch.float16 if capability == 75 else torch.bfloat16
+    with torch.device("meta"):
+        out, lse = torch.empty(9, 28, 128, dtype=half), torch.empty(28, 9)
+        join_fused(out, lse, out, lse)
+    (launch,) = recorder.launches
+    compiled = launch.compile_for(capability)
+    assert f".target sm_{capability}" in compiled.asm["ptx"]
+    assert compiled.metadata.shared <= SHARED_BYTES[capability]
