@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from foveal.kernels.arithmetic import mm_float32, product_dtype
 from foveal.kernels.decode_attention import PAGE
 from foveal.models.family import family_of, final_softcap, stock_model
 from foveal.models.forward import FeatureCache, hidden_states
@@ -87,7 +88,16 @@ def prefill(
 
 
 def head_logits(model: nn.Module, hidden_BD: Tensor) -> Tensor:
-    """Logits ``[B, V]`` as the model defines them, the final cap included."""
-    logits_BV = stock_model(model).get_output_embeddings()(hidden_BD)
+    """Logits ``[B, V]`` as the model defines them, the final cap included, in float32.
+
+    Factors of 16 bit stay so, but not their product: between 16 and 32 the neighbours of a logit
+    in bfloat16 are an eighth of a nat away, and all that rounding would be in log-probabilities.
+    """
+    head = stock_model(model).get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None:
+        dtype = product_dtype(hidden_BD)
+        logits_BV = mm_float32(hidden_BD.to(dtype), head.weight.to(dtype).T)
+    else:
+        logits_BV = head(hidden_BD).float()
     softcap = final_softcap(model)
     return logits_BV if softcap is None else softcap * torch.tanh(logits_BV / softcap)

@@ -74,8 +74,9 @@ class Steps:
         self.tables = BatchTables(most, -(-max_tokens // PAGE) + 1, ratio, decoder.width, device)
         self.address = torch.zeros(1, dtype=torch.int64, device=device)
         """int64 ``[1]``: where the arena begins."""
-        self.logits = torch.zeros(most, decoder.vocabulary, dtype=decoder.dtype, device=device)
-        """``[B, V]``: written by each step."""
+        wide = torch.promote_types(decoder.dtype, torch.float32)
+        self.logits = torch.zeros(most, decoder.vocabulary, dtype=wide, device=device)
+        """``[B, V]``, float32 or wider: written by each step."""
         self.why_plain = why_not_fused(decoder) if fused else "the plain step was asked for"
         """Why the step is not the fused one; None if it is."""
         self.lora: PackedLora | None = None
