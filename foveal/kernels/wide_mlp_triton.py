@@ -13,13 +13,16 @@ def _low_sum(
     BLOCK_B: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Columns ``first`` to ``first + RANK`` of ``[PARTS, rows, stride]``, summed in float32."""
-    here = low_ptr + row[:, None] * stride + (first + tl.arange(0, RANK))[None, :]
-    low = tl.zeros((BLOCK_B, RANK), tl.float32)
-    # Unrolled: all loads are under way at once.
-    for part in tl.static_range(PARTS):
-        found = tl.load(here + part * rows * stride, mask=real_row[:, None], other=0.0)
-        low += found.to(tl.float32)
-    return low
+    # Four parts side by side and one sum over them at the end: summed tile by tile, each tile would
+    # pass through shared memory. Unrolled, so that all loads are under way at once.
+    part = tl.arange(0, 4)[:, None, None]
+    at_r = (first + tl.arange(0, RANK))[None, None, :]
+    low = tl.zeros((4, BLOCK_B, RANK), tl.float32)
+    for begin in tl.static_range(0, PARTS, 4):
+        here = low_ptr + ((begin + part) * rows + row[None, :, None]) * stride + at_r
+        real = (begin + part < PARTS) & real_row[None, :, None]
+        low += tl.load(here, mask=real, other=0.0).to(tl.float32)
+    return tl.sum(low, 0)
 
 
 @triton.jit
