@@ -6,7 +6,7 @@ busier than we do (gate and up of a 7B model at 128 rows on an H100: 109 us agai
 torch forms the products, in 16 bit, and three small launches add what the adapters give:
 
     small products    x A' of gate and up, in parts over K
-    adapted_gate_     gate and up + low B', the activation, the product; and its share of down's x A'
+    adapted_gate_     gate and up + low B', activation, product; and its shares of down's x A'
     add_adapter_      down + low B'
 
 The reference is what PEFT computes, as in :mod:`foveal.kernels.skinny_linear`.
