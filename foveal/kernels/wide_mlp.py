@@ -64,16 +64,17 @@ class GateTiles:
         return -(-N // self.columns)
 
 
-def gate_tiles(rows: int, N: int, rank: int) -> GateTiles:
-    """Tiles of ``[rows, N]``; ``rank`` is the largest of the adapters that take part."""
-    # Prompts have thousands of rows: higher tiles read B less often.
-    block_b, columns = (16 if rows <= 256 else 64), 512
+def gate_tiles(rows: int, N: int, rank: int, rank_down: int = 0) -> GateTiles:
+    """Tiles of ``[rows, N]`` for adapters of gate and up, and of down where it takes part."""
+    # Prompts have thousands of rows: higher tiles read B less often. With down's small product
+    # they would not fit every card.
+    block_b, columns = (16 if rows <= 256 or rank_down else 64), 512
     # Programs for every multiprocessor. Narrow tiles mean many parts to be summed later.
     while columns > 128 and -(-rows // block_b) * -(-N // columns) < 128:
         columns //= 2
     # Wider steps spill registers: down's small product has each warp hold all of a row tile.
     widest = 128 if block_b == 16 else 64
-    block_n = max(16, min(widest, 4096 // max(rank, 1)))
+    block_n = max(16, min(widest, 4096 // max(rank, rank_down, 1)))
     return GateTiles(block_b, block_n, columns // block_n)
 
 
@@ -116,7 +117,7 @@ def adapted_gate_(
         b_gate_NR, b_up_NR: go with ``low_SBR``; the scale is within.
         a_down_RN: of the product that follows; None if it has no adapter.
         low_down_PBR: goes with ``a_down_RN``: float32 parts of its ``x A'``, written; P is
-            ``gate_tiles(B, N, R).shares(N)`` with the larger rank of the two.
+            ``gate_tiles(B, N, ...).shares(N)``.
     """
     from foveal.kernels.wide_mlp_triton import adapted_gate_kernel
 
@@ -124,7 +125,7 @@ def adapted_gate_(
     assert gate_BN.is_contiguous() and up_BN.is_contiguous(), "columns must lie side by side"
     rank = 0 if b_gate_NR is None else b_gate_NR.shape[1]
     rank_down = 0 if a_down_RN is None else a_down_RN.shape[0]
-    tiles = gate_tiles(B, N, max(rank, rank_down))
+    tiles = gate_tiles(B, N, rank, rank_down)
     shares = tiles.shares(N)
     assert low_SBR is None or (low_SBR.shape[1:] == (B, 2 * rank) and low_SBR.is_contiguous())
     assert low_down_PBR is None or low_down_PBR.shape == (shares, B, rank_down)
@@ -223,7 +224,7 @@ class WideMLP:
         low = (0, B, 0) if self.low is None else (self.low.parts, B, self.low.total)
         rank = 0 if self.pair is None else self.pair[0].a_RK.shape[0]
         down = 0 if self.down is None else self.down.a_RK.shape[0]
-        shares = gate_tiles(B, N, max(rank, down)).shares(N) if down else 0
+        shares = gate_tiles(B, N, rank, down).shares(N) if down else 0
         return {
             "pair_2BN": (2, B, N),
             "out_1BD": (1, B, D),
