@@ -61,7 +61,7 @@ def residual_norm(
     """Add to the residual stream in place and write its norm.
 
     Args:
-        parts_SBD: float32 parts of what is added; None adds nothing.
+        parts_SBD: parts of what is added, float32 or 16 bit; None adds nothing.
         residual_BD: changed in place.
         before_D: norm weight of the product that follows.
         out_BD: written, in 16 bit.

@@ -128,23 +128,6 @@ def _stored(x, CACHE: tl.constexpr, FP8: tl.constexpr):
 
 
 @triton.jit
-def gate_kernel(pair_ptr, out_ptr, N, BLOCK: tl.constexpr, GELU: tl.constexpr):
-    """``act(gate) * up`` of ``[rows, 2 N]``."""
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    real = at < N
-    half = out_ptr.dtype.element_ty
-    gate = tl.load(pair_ptr + row * 2 * N + at, mask=real, other=0.0).to(tl.float32)
-    up = tl.load(pair_ptr + row * 2 * N + N + at, mask=real, other=0.0).to(tl.float32)
-    if GELU:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        act = gate * tl.sigmoid(2.0 * inner)
-    else:
-        act = gate * tl.sigmoid(gate)
-    tl.store(out_ptr + row * N + at, (act.to(half).to(tl.float32) * up).to(half), mask=real)
-
-
-@triton.jit
 def store_kernel(
     k_ptr, v_ptr, address_ptr, layer_offset, page_stride, v_offset, table_ptr, table_stride,
     cached_ptr, CACHE: tl.constexpr, KV: tl.constexpr, C: tl.constexpr, PAGE: tl.constexpr,

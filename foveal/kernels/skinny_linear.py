@@ -104,13 +104,6 @@ def choose_tiles(
     return Tiles(block_b, block_n, block_k, stages, warps, splits)
 
 
-APART_ROWS = 65
-APART_WEIGHTS = 32 << 20
-"""From so many rows and weights on ``x A'`` has a launch of its own. Formed on the way it costs
-the gate and up of a 7B model 17 % at 128 rows (H100)."""
-APART_SPLITS = 16
-
-
 class SkinnyLinear:
     """One to three matrices that share their input.
 
@@ -119,7 +112,6 @@ class SkinnyLinear:
         factors: an adapter for each, or None; all of one rank.
         rows: B of every call.
         split: K may be divided; the output is then parts, to be summed by who reads them.
-        apart: form ``x A'`` in a launch of its own; the sizes decide if None.
     """
 
     def __init__(
@@ -129,7 +121,6 @@ class SkinnyLinear:
         rows: int,
         *,
         split: bool = True,
-        apart: bool | None = None,
     ) -> None:
         assert 1 <= len(weights) <= 3
         self.rows, self.K = rows, weights[0].shape[1]
@@ -141,36 +132,14 @@ class SkinnyLinear:
             rows, self.K, self.total, self.rank, split=split,
             capability=_capability(weights[0]), bytes_each=weights[0].element_size(),
         )  # fmt: skip
-        if apart is None:
-            apart = rows >= APART_ROWS and self.total * self.K >= APART_WEIGHTS
-        self.low: SkinnyLinear | None = None
-        if apart and self.rank:
-            self.low = SkinnyLinear(self.a[: len(weights)], [None] * len(weights), rows)
-            self.low.tiles = replace(
-                self.low.tiles,
-                block_n=min(64, self.rank),
-                block_k=64,
-                split=max(1, min(APART_SPLITS, self.K // 64)),
-            )
 
     @property
     def parts(self) -> int:
         """S: how many parts the output has."""
         return self.tiles.split
 
-    @property
-    def low_shape(self) -> tuple[int, int, int]:
-        """Of the parts of ``x A'``, in float32; empty where they are formed on the way."""
-        return (0, 0, 0) if self.low is None else (self.low.parts, self.rows, self.low.total)
-
-    def __call__(self, x_BK: Tensor, out_SBN: Tensor, low_SBR: Tensor | None = None) -> None:
-        """Write ``[S, B, N]`` parts (or ``[B, N]`` where S is 1), in the type of ``out_SBN``.
-
-        ``low_SBR`` is room of :attr:`low_shape`, if that is not empty.
-        """
-        if self.low is not None:
-            assert low_SBR is not None and low_SBR.shape == self.low_shape
-            self.low(x_BK, low_SBR)
+    def __call__(self, x_BK: Tensor, out_SBN: Tensor) -> None:
+        """Write ``[S, B, N]`` parts (or ``[B, N]`` where S is 1), in the type of ``out_SBN``."""
         import triton
 
         from foveal.kernels.skinny_linear_triton import linear_kernel
@@ -180,16 +149,37 @@ class SkinnyLinear:
         programs = sum(triton.cdiv(size, t.block_n) for size in self.sizes)
         linear_kernel[(programs, t.split)](
             x_BK, out_SBN, *self.weights, *self.a, *self.b,
-            x_BK if low_SBR is None else low_SBR, self.low_shape[2],
             self.rows, self.K, *self.sizes, -(-k_blocks // t.split) * t.block_k,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
-            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, LOW_PARTS=self.low_shape[0],
+            EVEN_K=self.K % t.block_k == 0, STAGES=t.stages,
             num_warps=t.warps,
         )  # fmt: skip
 
 
+def small_products(factors: Sequence[Factors], rows: int) -> SkinnyLinear:
+    """``x A'`` of one to three adapters of one rank that share their input.
+
+    The output is ``[S, B, R]`` with their columns side by side; it is so narrow that only a deep
+    division of K gives programs enough.
+    """
+    a = [factor.a_RK for factor in factors]
+    linear = SkinnyLinear(a, [None] * len(a), rows)
+    t = linear.tiles
+    # Never more than was chosen, which fits the card.
+    block_n, block_k = min(t.block_n, 64, len(a[0])), min(t.block_k, 64)
+    # Shares of whole blocks, at most 16 and none empty: each is read by the kernel that follows.
+    blocks = -(-linear.K // block_k)
+    split = -(-blocks // -(-blocks // 16))
+    linear.tiles = replace(t, block_n=block_n, block_k=block_k, split=split)
+    return linear
+
+
 class GatedLinear:
-    """``act(x Wg') * (x Wu')``: one kernel up to 32 rows, two above."""
+    """``act(x Wg') * (x Wu')`` in one kernel, for up to 32 rows.
+
+    Two sums of more rows than that find no room in the registers of a program, and other ways
+    are faster there anyway (:mod:`foveal.kernels.wide_mlp`).
+    """
 
     def __init__(
         self,
@@ -199,32 +189,20 @@ class GatedLinear:
         *,
         gelu: bool,
     ) -> None:
+        assert rows <= 32, f"{rows} rows are more than a program takes"
         self.rows, self.gelu = rows, gelu
         self.N, self.K = weights[0].shape
         self.weights = list(weights)
         self.rank, self.a, self.b = _factor_lists(weights, factors)
-        self.fused = rows <= 32
-        self.pair = None if self.fused else SkinnyLinear(weights, factors, rows, split=False)
         self.tiles = choose_tiles(
             rows, self.K, self.N, self.rank, pair=True, split=False,
             capability=_capability(weights[0]), bytes_each=weights[0].element_size(),
         )  # fmt: skip
 
-    def __call__(
-        self, x_BK: Tensor, pair_B2N: Tensor, out_BN: Tensor, low_SBR: Tensor | None = None
-    ) -> None:
-        """Write ``[B, N]``; ``pair_B2N`` is room for both products, used above 32 rows, and
-        ``low_SBR`` the room that ``pair`` asks for."""
+    def __call__(self, x_BK: Tensor, out_BN: Tensor) -> None:
+        """Write ``[B, N]`` in 16 bit."""
         import triton
 
-        if self.pair is not None:
-            from foveal.kernels.decode_fused_triton import gate_kernel
-
-            self.pair(x_BK, pair_B2N, low_SBR)
-            gate_kernel[(self.rows, triton.cdiv(self.N, 2048))](
-                pair_B2N, out_BN, self.N, BLOCK=2048, GELU=self.gelu, num_warps=4
-            )
-            return
         from foveal.kernels.skinny_linear_triton import gated_kernel
 
         t = self.tiles

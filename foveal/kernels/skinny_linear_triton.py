@@ -2,8 +2,7 @@
 
 A product with few rows is a read of its weights; everything else has to hide behind that read.
 Each program streams a tile of weight rows once, with x and the adapter's A coming from the
-level-2 cache, and forms the adapter's part on the way: no launch is paid for it. With many rows
-the matrix units have their hands full, and ``x A'`` comes from a launch of its own, in parts.
+level-2 cache, and forms the adapter's part on the way: no launch is paid for it.
 Where a matrix has too few tiles to fill the card, K is split over programs, and the partial sums
 (float32, ``[SPLIT, B, N]``) are added up by the kernel that reads them next.
 """
@@ -17,9 +16,9 @@ import triton.language as tl
 
 @triton.jit
 def _accumulate(
-    x_ptr, w_ptr, a_ptr, b_ptr, low_ptr, low_row, rows, n_local, n, k_from, k_to, K,
+    x_ptr, w_ptr, a_ptr, b_ptr, rows, n_local, n, k_from, k_to, K,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, LOW_PARTS: tl.constexpr,
+    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """``x[:, k_from:k_to] @ (W + B A)[n_local, k_from:k_to].T`` as float32 ``[BLOCK_N, BLOCK_B]``.
 
@@ -36,12 +35,6 @@ def _accumulate(
         at_r = tl.arange(0, RANK)
         a_rows = a_ptr + at_r[:, None] * K
         low = tl.zeros((RANK, BLOCK_B), dtype=tl.float32)
-    if LOW_PARTS > 0:
-        here = low_ptr + at_b[None, :] * low_row + at_r[:, None]
-        # Where K is divided the first share adds the adapter's part, whole.
-        adds = (at_b < rows) & (k_from == 0)
-        for part in tl.static_range(LOW_PARTS):
-            low += tl.load(here + part * rows * low_row, mask=adds[None, :], other=0.0)
     for k in tl.range(k_from, k_to, BLOCK_K, num_stages=STAGES):
         columns = k + at_k[None, :]
         if EVEN_K:
@@ -53,7 +46,7 @@ def _accumulate(
             w = tl.load(w_rows + columns, mask=real_n[:, None] & inside, other=0.0)
             x = tl.load(x_rows + columns, mask=real_b[:, None] & inside, other=0.0)
         acc = tl.dot(w, x.T, acc, input_precision="ieee")
-        if RANK > 0 and LOW_PARTS == 0:
+        if RANK > 0:
             if EVEN_K:
                 a = tl.load(a_rows + columns)
             else:
@@ -68,10 +61,10 @@ def _accumulate(
 
 @triton.jit
 def linear_kernel(
-    x_ptr, out_ptr, w0, w1, w2, a0, a1, a2, b0, b1, b2, low_ptr, low_row,
+    x_ptr, out_ptr, w0, w1, w2, a0, a1, a2, b0, b1, b2,
     rows, K, n0, n1, n2, k_per_split,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, LOW_PARTS: tl.constexpr,
+    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Up to three matrices that share x, side by side in the output ``[SPLIT, rows, n0+n1+n2]``."""
     tile = tl.program_id(0)
@@ -82,16 +75,14 @@ def linear_kernel(
     if tile >= tiles0 + tiles1:
         tile -= tiles0 + tiles1
         w, a, b, n, first = w2, a2, b2, n2, n0 + n1
-        low_ptr += 2 * RANK
     elif tile >= tiles0:
         tile -= tiles0
         w, a, b, n, first = w1, a1, b1, n1, n0
-        low_ptr += RANK
     n_local = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k_from = split * k_per_split
     k_to = tl.minimum(k_from + k_per_split, K)
-    acc = _accumulate(x_ptr, w, a, b, low_ptr, low_row, rows, n_local, n, k_from, k_to, K,
-                      BLOCK_B, BLOCK_N, BLOCK_K, RANK, EVEN_K, STAGES, LOW_PARTS)  # fmt: skip
+    acc = _accumulate(x_ptr, w, a, b, rows, n_local, n, k_from, k_to, K,
+                      BLOCK_B, BLOCK_N, BLOCK_K, RANK, EVEN_K, STAGES)  # fmt: skip
     at_b = tl.arange(0, BLOCK_B)
     total = n0 + n1 + n2
     where = (split * rows + at_b).to(tl.int64)[None, :] * total + (first + n_local)[:, None]

@@ -3,6 +3,8 @@
     norm(residual + parts) -> q,k,v -> rotate, cache -> attend, join -> o
     norm(residual + parts) -> act(gate) * up -> down
 
+With more than 32 rows, gate, up and down are the vendor's products (``kernels/wide_mlp.py``).
+
 Weights are read from the stock modules where they lie, adapters from their packed copy. Every
 tensor that a launch touches has a fixed address, so the step can be captured in a CUDA graph.
 """
@@ -10,7 +12,7 @@ tensor that a launch touches has a fixed address, so the step can be captured in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from foveal.kernels.decode_attention import PAGE, DecodeAttention, PagedRows
 from foveal.kernels.decode_fused import residual_norm, rotary_cache
 from foveal.kernels.skinny_linear import GatedLinear, SkinnyLinear
+from foveal.kernels.wide_mlp import WIDE_ROWS, WideMLP, WideRoom
 from foveal.models.decoder import Decoder, Layer
 from foveal.models.packed_lora import PackedLora, base_of, lora_of
 
@@ -53,13 +56,20 @@ def _why_layer_not_fused(layer: Layer) -> str | None:
 
 
 @dataclass(slots=True)
+class _FewRows:
+    """Gate, up and down of up to 32 rows."""
+
+    pair: GatedLinear
+    down: SkinnyLinear
+
+
+@dataclass(slots=True)
 class _Products:
-    """The four products of a layer for a number of rows."""
+    """The products of a layer for a number of rows."""
 
     qkv: SkinnyLinear
     o: SkinnyLinear
-    mlp: GatedLinear
-    down: SkinnyLinear
+    mlp: _FewRows | WideMLP
 
 
 class FusedStep:
@@ -98,12 +108,27 @@ class FusedStep:
             return [base.weight for base in bases], [lora.factors(m) for m in modules]
 
         qkv, o, pair, down = layer.products
+        gelu = self.decoder.family.gelu
+        if self.rows >= WIDE_ROWS:
+            mlp = WideMLP(*given([*pair, *down]), self.rows, gelu=gelu)
+        else:
+            mlp = _FewRows(
+                GatedLinear(*given(pair), self.rows, gelu=gelu),
+                SkinnyLinear(*given(down), self.rows),
+            )
         return _Products(
-            SkinnyLinear(*given(qkv), self.rows),
-            SkinnyLinear(*given(o), self.rows),
-            GatedLinear(*given(pair), self.rows, gelu=self.decoder.family.gelu),
-            SkinnyLinear(*given(down), self.rows),
+            SkinnyLinear(*given(qkv), self.rows), SkinnyLinear(*given(o), self.rows), mlp
         )
+
+    def _mlp(self, mlp: _FewRows | WideMLP, h: Tensor) -> Tensor:
+        """Parts of the layer's second half."""
+        room = self.room
+        if isinstance(mlp, WideMLP):
+            return mlp(h, room.wide(mlp))
+        act, parts = room.act[: self.rows], room.view(mlp.down)
+        mlp.pair(h, act)
+        mlp.down(act, parts)
+        return parts
 
     def __call__(
         self,
@@ -128,7 +153,7 @@ class FusedStep:
                 parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
             )
             qkv = room.view(products.qkv)
-            products.qkv(h, qkv, room.low(products.qkv))
+            products.qkv(h, qkv)
             cos, sin = rotary[layer.rotary]
             rotary_cache(
                 qkv, _biases(layer), _head_norms(layer), cos, sin, q, address,
@@ -140,15 +165,12 @@ class FusedStep:
                 scale=decoder.scale, window=layer.window, softcap=decoder.score_softcap,
             )  # fmt: skip
             parts = room.view(products.o)
-            products.o(out.view(B, -1), parts, room.low(products.o))
+            products.o(out.view(B, -1), parts)
             residual_norm(
                 parts, residual, _weight(layer.before_mlp), h,
                 after_D=_optional(layer.after_attention), **norm,
             )  # fmt: skip
-            act = room.act[:B]
-            products.mlp(h, room.pair_for(products.mlp), act, room.low(products.mlp.pair))
-            parts = room.view(products.down)
-            products.down(act, parts, room.low(products.down))
+            parts = self._mlp(products.mlp, h)
             after = _optional(layer.after_mlp)
         residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
         self.head(h, logits_BV)
@@ -177,8 +199,8 @@ class FusedStep:
         residual, h, q, out = room.residual[:B], room.h[:B], room.q[:B], room.out[:B]
         tasks: list[Callable[[], None]] = []
         layer, products = next(iter(kinds.values()))
-        qkv, o, down = (room.view(x) for x in (products.qkv, products.o, products.down))
-        pair = room.pair_for(products.mlp)
+        qkv, o = room.view(products.qkv), room.view(products.o)
+        down, mlp_tasks = self._warm_mlp(products.mlp, h)
         weight, after = _weight(layer.before_mlp), _optional(layer.after_mlp)
         for parts in (None, o, down):
             tasks.append(
@@ -196,13 +218,21 @@ class FusedStep:
                 partial(self.attention, q, address, 0, self.page_stride, rows, out,
                         scale=decoder.scale, window=window, softcap=decoder.score_softcap)
             )  # fmt: skip
-        low = room.low
-        tasks.append(partial(products.qkv, h, qkv, low(products.qkv)))
-        tasks.append(partial(products.o, out.view(B, -1), o, low(products.o)))
-        tasks.append(partial(products.mlp, h, pair, room.act[:B], low(products.mlp.pair)))
-        tasks.append(partial(products.down, room.act[:B], down, low(products.down)))
+        tasks.append(partial(products.qkv, h, qkv))
+        tasks.append(partial(products.o, out.view(B, -1), o))
+        tasks += mlp_tasks
         tasks.append(partial(self.head, h, logits_BV))
         return tasks
+
+    def _warm_mlp(
+        self, mlp: _FewRows | WideMLP, h: Tensor
+    ) -> tuple[Tensor, list[Callable[[], None]]]:
+        """Room for what :meth:`_mlp` returns, and launches of its kernels."""
+        if isinstance(mlp, WideMLP):
+            room = self.room.wide(mlp)
+            return room.out_1BD, mlp.launches(h, room)
+        act, parts = self.room.act[: self.rows], self.room.view(mlp.down)
+        return parts, [partial(mlp.pair, h, act), partial(mlp.down, act, parts)]
 
 
 class Workspace:
@@ -217,46 +247,49 @@ class Workspace:
         self.h = empty(rows, decoder.hidden)
         self.q = empty(rows, decoder.heads, decoder.width)
         self.out = empty(rows, decoder.heads, decoder.width)
-        self.act = empty(rows, inner)
-        self._pair: Tensor | None = None
-        self._inner, self._rows = inner, rows
-        self._parts: dict[int, Tensor] = {}
+        self.act = empty(min(rows, WIDE_ROWS - 1), inner)
+        self._rows = rows
+        self._rooms: dict[Hashable, Tensor] = {}
         self._outgrown: list[Tensor] = []
         self._empty = empty
 
     @property
     def bytes(self) -> int:
-        tensors = [self.residual, self.h, self.q, self.out, self.act, *self._parts.values()]
+        tensors = [self.residual, self.h, self.q, self.out, self.act]
+        tensors += [*self._rooms.values(), *self._outgrown]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def view(self, product: SkinnyLinear) -> Tensor:
         """Room for the parts of a product, ``[S, B, N]`` in float32."""
         # The parts of a product are read by the next kernel, so two products need their own room
         # only if they differ in width; those of one width never live at the same time.
-        return self._room(product.total, (product.parts, product.rows, product.total))
+        shape = (product.parts, product.rows, product.total)
+        return self._room(product.total, shape, torch.float32, math.prod(shape))
 
-    def low(self, product: SkinnyLinear | None) -> Tensor | None:
-        """Room for the small products of its adapter, where they have a launch of their own."""
-        if product is None or product.low is None:
-            return None
-        return self._room(0, product.low_shape)
+    def wide(self, product: WideMLP) -> WideRoom:
+        """Room for gate, up and down of many rows, the same for all layers."""
 
-    def _room(self, name: int, shape: tuple[int, int, int]) -> Tensor:
+        def room(name: str, dtype: torch.dtype) -> Tensor:
+            parts, _, columns = shape = product.shapes[name]
+            return self._room(name, shape, dtype, parts * self._rows * columns)
+
+        half = self.h.dtype
+        return WideRoom(
+            room("pair_2BN", half), room("out_1BD", half),
+            room("low_SBR", torch.float32), room("low_down_PBR", torch.float32),
+        )  # fmt: skip
+
+    def _room(
+        self, name: Hashable, shape: tuple[int, int, int], dtype: torch.dtype, most: int
+    ) -> Tensor:
+        """A view of the room of a name, made with ``most`` elements if it is too small."""
         size = math.prod(shape)
-        if name not in self._parts or self._parts[name].numel() < size:
-            if name in self._parts:
+        if name not in self._rooms or self._rooms[name].numel() < size:
+            if name in self._rooms:
                 # Captured graphs go on using the old room.
-                self._outgrown.append(self._parts[name])
-            self._parts[name] = self._empty(size, dtype=torch.float32)
-        return self._parts[name][:size].view(shape)
-
-    def pair_for(self, product: GatedLinear) -> Tensor:
-        """Room for gate and up side by side, ``[B, 2 N]``, where they are not fused."""
-        if product.fused:
-            return self.act
-        if self._pair is None:
-            self._pair = self._empty(self._rows, 2 * self._inner)
-        return self._pair[: product.rows]
+                self._outgrown.append(self._rooms[name])
+            self._rooms[name] = self._empty(most, dtype=dtype)
+        return self._rooms[name][:size].view(shape)
 
 
 def _weight(module: Any) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foveal.kernels.decode_attention import PagedRows
 from foveal.kernels.decode_fused import residual_norm, rotary_cache
+from foveal.kernels.wide_mlp import adapted_gate_
 from foveal.models.decoder import Decoder, Layer
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import FeatureCache
@@ -83,9 +84,7 @@ def packed_prefill(
         part = _linear(layer.o, out.view(len(x), -1), lora)[None]
         after = None if layer.after_attention is None else layer.after_attention.weight
         residual_norm(part, x, layer.before_mlp.weight, h, after_D=after, **norm)
-        gate, up = _linear(layer.gate, h, lora), _linear(layer.up, h, lora)
-        gate = F.gelu(gate, approximate="tanh") if decoder.family.gelu else F.silu(gate, True)
-        part = _linear(layer.down, gate.mul_(up), lora)[None]
+        part = _linear(layer.down, _gated(decoder, layer, h, lora), lora)[None]
         after = None if layer.after_mlp is None else layer.after_mlp.weight
     last = torch.tensor(packed.lengths, device=x.device).cumsum(0) - 1
     assert part is not None
@@ -139,6 +138,18 @@ def _linear(module: nn.Module, x: Tensor, lora: PackedLora) -> Tensor:
     y = F.linear(x, base.weight, base.bias)
     factors = lora.factors(module)
     return y if factors is None else y.addmm_(x @ factors.a_RK.T, factors.b_NR.T)
+
+
+def _gated(decoder: Decoder, layer: Layer, h: Tensor, lora: PackedLora) -> Tensor:
+    """``act(gate) * up``: the adapters are added where the products are read anyway."""
+    gate, up = (F.linear(h, base_of(m).weight) for m in (layer.gate, layer.up))
+    found = [lora.factors(module) for module in (layer.gate, layer.up)]
+    given: dict[str, Tensor] = {}
+    if found[0] is not None and found[1] is not None:
+        low = torch.cat([h @ factors.a_RK.T for factors in found if factors is not None], dim=1)
+        given = {"low_SBR": low[None], "b_gate_NR": found[0].b_NR, "b_up_NR": found[1].b_NR}
+    adapted_gate_(gate, up, gelu=decoder.family.gelu, **given)
+    return gate
 
 
 def _attend(

@@ -15,6 +15,7 @@ from foveal.kernels.decode_fused import (
     rotate_reference,
     write_cache,
 )
+from foveal.kernels.wide_mlp import adapted_gate_reference
 from foveal.models import packed_prefill
 from foveal.models.decoder import Decoder
 from foveal.models.forward import FeatureCache
@@ -52,7 +53,11 @@ def use_references(monkeypatch, arena):
         q_BHC.copy_(q)
         write_cache(arena, offset // arena.stride(1), rows, k, v)
 
+    def adapted_gate_(gate_BN, up_BN, **options):
+        gate_BN.copy_(adapted_gate_reference(gate_BN, up_BN, **options))
+
     monkeypatch.setattr(packed_prefill, "residual_norm", residual_norm)
+    monkeypatch.setattr(packed_prefill, "adapted_gate_", adapted_gate_)
     monkeypatch.setattr(packed_prefill, "rotary_cache", rotary_cache)
 
 

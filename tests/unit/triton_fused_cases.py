@@ -11,8 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-import triton
 
 from foveal.kernels.decode_fused import (
     residual_norm,
@@ -23,7 +21,6 @@ from foveal.kernels.decode_fused import (
     store_cache,
     write_cache,
 )
-from foveal.kernels.decode_fused_triton import gate_kernel
 from foveal.types import PAGE
 
 HALF = torch.float16
@@ -146,20 +143,8 @@ def heads_into_the_cache():
         torch.testing.assert_close(arena.float(), expected.float(), atol=4e-3, rtol=4e-3)
 
 
-def gates():
-    rows, N = 2, 150
-    pair_B2N = numbers(rows, 2 * N, dtype=HALF, scale=2.0)
-    gate_BN, up_BN = pair_B2N.chunk(2, 1)
-    for gelu in (False, True):
-        out_BN = torch.full((rows, N), math.nan, dtype=HALF)
-        gate_kernel[(rows, triton.cdiv(N, 64))](pair_B2N, out_BN, N, BLOCK=64, GELU=gelu, PDL=False)
-        act_BN = F.gelu(gate_BN, approximate="tanh") if gelu else F.silu(gate_BN)
-        torch.testing.assert_close(out_BN, act_BN * up_BN, atol=2e-3, rtol=2e-3)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     norms()
     stores()
     heads_into_the_cache()
-    gates()
