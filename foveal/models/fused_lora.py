@@ -225,7 +225,8 @@ class _Shared:
             return cls(
                 weights, biases, weights[0].new_empty(0, weights[0].shape[1]), [[]] * len(layers)
             )
-        key = (dtype, *map(id, parameters))
+        # Not of ``parameters``: what autograd has kept of them are other objects each time.
+        key = (dtype, *map(id, _parameters(layers)))
         found = None if _unchanged is None else _unchanged.get(key)
         if found is None:
             found = _cast_adapters(layers, parameters, dtype)
