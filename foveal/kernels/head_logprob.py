@@ -3,9 +3,9 @@
 The full logits of one group are gigabytes (4,096 tokens x 152k words in float32: 2.5 GB). Here the
 head is applied to a few tokens at a time, and no more than two tensors of a piece's size in
 float32 exist at any moment; on a GPU, only the logits themselves, which become their own gradient
-in one launch (:mod:`foveal.kernels.head_logprob_triton`). The backward pass computes each piece's logits again and turns them
-into their own gradient: three products with the head in all. Where the loss' gradient in the
-log-probabilities is known beforehand, :func:`head_policy_gradient` needs two.
+in one launch (:mod:`foveal.kernels.head_logprob_triton`). The backward pass computes each piece's
+logits again and turns them into their own gradient: three products with the head in all. Where the
+loss' gradient in the log-probabilities is known beforehand, :func:`head_policy_gradient` needs two.
 
 With z = logits / temperature, p = softmax(z), and the loss' gradients g in the log-probability of
 the target y and h in the entropy H:

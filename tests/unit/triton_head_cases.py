@@ -23,8 +23,8 @@ from tests.unit.test_head_logprob import MODULE, run, upstream_of
 
 WIDE, HALF = torch.float32, torch.float16
 DEVICE = "cpu"
-ROUNDING = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-"""Of one gradient, relatively: the last bit of 16, and the sums' of 32."""
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+"""Of one gradient, relatively: the last of 16 bits; of 32, those that exp leaves."""
 
 
 def inputs(rows: int, words: int, dtype: torch.dtype, scale: float = 4.0) -> tuple[Any, Any, Any]:
@@ -54,13 +54,10 @@ def both(rule: _Rule, inputs: tuple[Any, Any, Any], entropy: bool) -> list[list[
 
 def assert_near(found: list[list[torch.Tensor]], dtype: torch.dtype, case: Any) -> None:
     for number, (ours, expected) in enumerate(zip(*found, strict=True)):
-        gradient = number == 4
-        # Values are near the largest logit, some 20; a gradient of a rare word is small.
-        far = {"atol": 1e-6, "rtol": ROUNDING[dtype]} if gradient else {"atol": 4e-6, "rtol": 2e-6}
-        if gradient and dtype == torch.float32:
-            far["atol"] = 2e-7
+        # A last bit of the tanh is 1e-6 of z and of exp(z). A gradient of a rare word is small.
+        atol, rtol = (1e-6, ROUNDING[dtype]) if number == 4 else (8e-6, 2e-6)
         torch.testing.assert_close(
-            ours, expected, **far,
+            ours, expected, atol=atol, rtol=rtol,
             msg=lambda text, number=number: f"{case}, result {number}: {text}",
         )  # fmt: skip
 
@@ -118,7 +115,7 @@ def words_without_probability():
 def logits_that_are_no_number():
     """A NaN shows in its row's values and in no other row."""
     for softcap in (None, 5.0):
-        hidden, weight, target = inputs(3, 300, WIDE)
+        _, weight, target = inputs(3, 300, WIDE)
         logits = weight.T.contiguous()
         logits[1, 200] = torch.nan
         values = head_logprob_triton.logit_stats(logits, target, temperature=1.0, softcap=softcap)
@@ -133,7 +130,7 @@ def whole_functions():
         upstream = upstream_of(rows).to(DEVICE)
         found = []
         for kernels in (True, False):
-            MODULE._takes_kernel = lambda *_, kernels=kernels: kernels
+            setattr(MODULE, "_takes_kernel", lambda *_, kernels=kernels: kernels)  # noqa: B010
             hidden, weight = (x.detach().requires_grad_() for x in (hidden, weight))
             settings = {"temperature": 0.6, "softcap": softcap, "chunk_tokens": 2}
             results = run(head_logprob, hidden, weight, target, upstream, **settings)
@@ -144,7 +141,7 @@ def whole_functions():
             found.append([*results, once[2]])
         for ours, expected in zip(*found, strict=True):
             assert ours.dtype == expected.dtype
-            far = 2e-6 if ours.dtype == WIDE else 2 * ROUNDING[dtype]
+            far = 1e-5 if ours.dtype == WIDE else 2 * ROUNDING[dtype]
             torch.testing.assert_close(ours, expected, atol=far, rtol=far)
 
 
