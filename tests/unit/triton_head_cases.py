@@ -76,6 +76,13 @@ def rows_of_every_kind():
     head_logprob_triton.BLOCK_WORDS = whole
 
 
+def logits_of_every_size_below_a_cap():
+    """Both halves of tanh, to the last digits: a chosen logit each row."""
+    for scale in (0.02, 1.2, 4.0):
+        found = both(_Rule(0.6, 5.0, 8), inputs(150, 64, WIDE, scale), False)
+        assert_near(found, WIDE, (scale,))
+
+
 def words_without_probability():
     """Logits of -inf: some, a whole block, the target; and the cap makes them finite again."""
     whole, head_logprob_triton.BLOCK_WORDS = head_logprob_triton.BLOCK_WORDS, 64
@@ -147,6 +154,7 @@ def whole_functions():
 
 CASES = (
     rows_of_every_kind,
+    logits_of_every_size_below_a_cap,
     words_without_probability,
     logits_that_are_no_number,
     whole_functions,
