@@ -2,9 +2,10 @@
 
 The full logits of one group are gigabytes (4,096 tokens x 152k words in float32: 2.5 GB). Here the
 head is applied to a few tokens at a time, and no more than two tensors of a piece's size in
-float32 exist at any moment. The backward pass computes each piece's logits again and turns them
-into their own gradient: three products with the head in all. Where the loss' gradient in the
-log-probabilities is known beforehand, :func:`head_policy_gradient` needs two.
+float32 exist at any moment; on a GPU, only the logits themselves, which become their own gradient
+in one launch (:mod:`foveal.kernels.head_logprob_triton`). The backward pass computes each piece's
+logits again and turns them into their own gradient: three products with the head in all. Where the
+loss' gradient in the log-probabilities is known beforehand, :func:`head_policy_gradient` needs two.
 
 With z = logits / temperature, p = softmax(z), and the loss' gradients g in the log-probability of
 the target y and h in the entropy H:
@@ -28,7 +29,12 @@ from torch.autograd.function import once_differentiable
 from foveal.kernels.arithmetic import as_typed, mm_float32, product_dtype
 
 LOGITS_PER_CHUNK = 1 << 26
-"""Logits that exist at once: 64 Mi values, 256 MiB in float32."""
+"""Logits that exist at once: 64 Mi values, 256 MiB in float32 beside 128 MiB in 16 bit."""
+BYTES_PER_CHUNK = 3 << 27
+"""Where kernels need no float32 copy: 384 MiB, three times as many logits of 16 bit."""
+_ROWS = 128
+"""A whole number of these in a piece wastes none of the product's tiles."""
+_KERNEL_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def head_logprob_reference(
@@ -67,7 +73,8 @@ def head_logprob(
         target_N: token ids, ``[N]``.
         temperature: logits are divided by it; must be above 0.
         softcap: Gemma's ``softcap * tanh(logits / softcap)``, before the temperature.
-        chunk_tokens: tokens a piece; by default ``LOGITS_PER_CHUNK / V``.
+        chunk_tokens: tokens a piece; by default as many as ``LOGITS_PER_CHUNK`` or, in kernels,
+            ``BYTES_PER_CHUNK`` allow.
 
     Returns:
         ``(logprob_N, entropy_N)``, both float32 and differentiable (once) in hidden states and
@@ -77,8 +84,9 @@ def head_logprob(
         ValueError: for a temperature of 0 or less, or a piece of no tokens.
         TypeError: if hidden states and weight differ in type and autocast is off.
     """
-    rule = _rule(weight_VD, temperature, softcap, chunk_tokens)
-    hidden_ND = hidden_ND.to(_product_dtype(hidden_ND, weight_VD))
+    dtype = _product_dtype(hidden_ND, weight_VD)
+    rule = _rule(weight_VD, dtype, temperature, softcap, chunk_tokens)
+    hidden_ND = hidden_ND.to(dtype)
     # pyright cannot see what `apply` returns.
     return _HeadLogprob.apply(hidden_ND, weight_VD, target_N, rule)  # pyright: ignore
 
@@ -106,7 +114,8 @@ def head_policy_gradient(
         weight_N: gradient of the loss in each target's log-probability, ``[N]``.
         temperature: logits are divided by it; must be above 0.
         softcap: Gemma's ``softcap * tanh(logits / softcap)``, before the temperature.
-        chunk_tokens: tokens a piece; by default ``LOGITS_PER_CHUNK / V``.
+        chunk_tokens: tokens a piece; by default as many as ``LOGITS_PER_CHUNK`` or, in kernels,
+            ``BYTES_PER_CHUNK`` allow.
 
     Returns:
         ``(logprob_N, entropy_N, dhidden_ND)`` without a graph: the first two float32, the last in
@@ -115,8 +124,9 @@ def head_policy_gradient(
     Raises:
         ValueError, TypeError: as :func:`head_logprob` does.
     """
-    rule = _rule(weight_VD, temperature, softcap, chunk_tokens)
-    head = _Head(weight_VD.to(_product_dtype(hidden_ND, weight_VD)), rule)
+    dtype = _product_dtype(hidden_ND, weight_VD)
+    rule = _rule(weight_VD, dtype, temperature, softcap, chunk_tokens)
+    head = _head(weight_VD.to(dtype), rule)
     found, dhidden_ND = [], torch.empty_like(hidden_ND)
     for at in rule.pieces(len(hidden_ND)):
         stats, kept_NV = head.values(hidden_ND[at], target_N[at], keep=True)
@@ -155,14 +165,28 @@ class _Rule:
 
 
 def _rule(
-    weight_VD: Tensor, temperature: float, softcap: float | None, chunk_tokens: int | None
-) -> _Rule:
+    weight_VD: Tensor, dtype: torch.dtype, temperature: float, softcap: float | None,
+    chunk_tokens: int | None,
+) -> _Rule:  # fmt: skip
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; log-probabilities need one above 0")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError(f"chunk_tokens is {chunk_tokens}; a piece has at least one token")
-    chunk = chunk_tokens or max(1, LOGITS_PER_CHUNK // weight_VD.shape[0])
+    chunk = chunk_tokens or _most_tokens(weight_VD, dtype)
     return _Rule(temperature, softcap, chunk)
+
+
+def _takes_kernel(weight_VD: Tensor, dtype: torch.dtype) -> bool:
+    return weight_VD.is_cuda and dtype in _KERNEL_TYPES
+
+
+def _most_tokens(weight_VD: Tensor, dtype: torch.dtype) -> int:
+    """Tokens of a piece, whose logits are of type ``dtype``."""
+    V = weight_VD.shape[0]
+    if not _takes_kernel(weight_VD, dtype):
+        return max(1, LOGITS_PER_CHUNK // V)
+    most = max(1, BYTES_PER_CHUNK // (V * dtype.itemsize))
+    return most if most < _ROWS else most - most % _ROWS
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,12 +305,46 @@ class _Head:
         return self.exp_(tanh_NV, stats.peak_N).mul_(sum_NV)
 
 
+class _KernelHead(_Head):
+    """The same in Triton kernels: what is kept are the logits in the type of the product."""
+
+    def base(self, hidden_ND: Tensor) -> Tensor:
+        return F.linear(hidden_ND.to(self.weight_VD.dtype), self.weight_VD)
+
+    def values(self, hidden_ND: Tensor, target_N: Tensor, *, keep: bool) -> tuple[_Stats, Tensor]:
+        from foveal.kernels.head_logprob_triton import logit_stats
+
+        logits_NV = self.base(hidden_ND)
+        columns = logit_stats(
+            logits_NV, target_N, temperature=self.rule.temperature, softcap=self.rule.softcap
+        )
+        return _Stats(*columns), logits_NV
+
+    def kept(self, hidden_ND: Tensor, stats: _Stats) -> Tensor:
+        return self.base(hidden_ND)
+
+    def dlogits(
+        self, kept_NV: Tensor, target_N: Tensor, stats: _Stats, g_N: Tensor, h_N: Tensor | None
+    ) -> Tensor:
+        from foveal.kernels.head_logprob_triton import logits_to_gradient_
+
+        return logits_to_gradient_(
+            kept_NV, target_N, (stats.entropy_N, stats.peak_N, stats.total_N), g_N, h_N,
+            temperature=self.rule.temperature, softcap=self.rule.softcap,
+        )  # fmt: skip
+
+
+def _head(weight_VD: Tensor, rule: _Rule) -> _Head:
+    """The form for a weight in the type of the product."""
+    return (_KernelHead if _takes_kernel(weight_VD, weight_VD.dtype) else _Head)(weight_VD, rule)
+
+
 class _HeadLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, rule: _Rule
     ) -> tuple[Tensor, Tensor]:
-        head = _Head(weight_VD.to(hidden_ND.dtype), rule)
+        head = _head(weight_VD.to(hidden_ND.dtype), rule)
         stats = _Stats.joined([
             head.values(hidden_ND[at], target_N[at], keep=False)[0]
             for at in rule.pieces(len(hidden_ND))
@@ -308,7 +366,7 @@ class _HeadLogprob(torch.autograd.Function):
         hidden_ND, weight_VD, target_N, *columns = ctx.saved_tensors
         g_N = torch.zeros_like(columns[0]) if g_N is None else g_N
         rule: _Rule = ctx.rule
-        head = _Head(weight_VD.to(hidden_ND.dtype), rule)
+        head = _head(weight_VD.to(hidden_ND.dtype), rule)
         dhidden_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         dweight_VD = None
         if ctx.needs_input_grad[1]:

@@ -15,7 +15,7 @@ from foveal.kernels.arithmetic import mm_float32
 from foveal.kernels.train_fused import gated, gated_backward_, gated_backward_reference_
 from foveal.models import training_layer
 from foveal.models.fused_lora import gated_mlp, project
-from tests.unit import triton_train_cases
+from tests.unit import test_head_logprob, triton_head_cases, triton_train_cases
 from tests.unit.test_models_fused_lora import Layers, inputs, peft_mlp, results
 from tests.unit.test_models_training_layer import assert_near_the_truth
 
@@ -52,6 +52,59 @@ def test_the_head_in_pieces_equals_full_logits(trained):
     once = head_policy_gradient(hidden, weight, target, g_N, temperature=0.8, chunk_tokens=16)
     for ours, reference in zip(once, (*found[1][:2], only), strict=True):
         torch.testing.assert_close(ours, reference, atol=2e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", triton_head_cases.CASES, ids=lambda case: case.__name__)
+def test_compiled_head_kernels_equal_the_torch_path(case, half, monkeypatch, without_tf32):
+    monkeypatch.setattr(triton_head_cases, "DEVICE", "cuda")
+    monkeypatch.setattr(triton_head_cases, "HALF", half)
+    # The cases set these as they go.
+    for module, name in ((test_head_logprob.MODULE, "_takes_kernel"),
+                         (triton_head_cases.head_logprob_triton, "BLOCK_WORDS")):  # fmt: skip
+        monkeypatch.setattr(module, name, getattr(module, name))
+    case()
+
+
+@pytest.mark.parametrize(("words", "softcap"), [(152_064, None), (262_208, 30.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_head_of_a_whole_vocabulary_equals_float64(words, softcap, dtype, without_tf32):
+    """Each logit is one element of the weight times 1: both types have the same logits."""
+    hidden, weight, target = triton_head_cases.inputs(24, words, dtype)
+    hidden, weight = hidden.cuda().requires_grad_(), weight.cuda()
+    target = target.cuda()
+    # Likely words too, whose own gradient is the larger part.
+    target[::2] = weight.argmax(0)[::2]
+    upstream = test_head_logprob.upstream_of(24).cuda()
+    settings = {"temperature": 0.7, "softcap": softcap}
+    exact = hidden.detach().double().requires_grad_(), weight.double()
+    truth = test_head_logprob.run(head_logprob_reference, *exact, target, upstream, **settings)
+    ours = test_head_logprob.run(head_logprob, hidden, weight, target, upstream, **settings)
+    once = head_policy_gradient(hidden, weight, target, upstream[0], **settings)
+    for value, again, expected in zip(ours[:2], once[:2], truth[:2], strict=True):
+        assert torch.equal(value, again)
+        # The last bit of a tanh near 1 is 3e-6 of z.
+        far = 1e-5 if softcap is None else 3e-5
+        torch.testing.assert_close(value, expected, atol=far, rtol=2e-6)
+    upstream[1] = 0
+    plain = test_head_logprob.run(head_logprob_reference, *exact, target, upstream, **settings)
+    # The logits' gradients are rounded to the product's type, each by itself.
+    near = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    for found, expected in ((ours[2], truth[2]), (once[2], plain[2])):
+        assert (found.double() - expected).norm() <= near * expected.norm()
+
+
+def test_kernels_of_the_head_need_their_budget_and_no_more():
+    weight = torch.randn(152_064, 64, device="cuda").bfloat16()
+    hidden = torch.randn(4096, 64, device="cuda").bfloat16().requires_grad_()
+    target = torch.randint(0, len(weight), (4096,), device="cuda")
+    for tokens in (1, 4096):  # the first time cuBLAS takes its workspace
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        logprob, entropy = head_logprob(hidden[:tokens], weight, target[:tokens])
+        (logprob.sum() + entropy.sum()).backward()
+    budget = test_head_logprob.BYTES_PER_CHUNK
+    assert 0.9 * budget < torch.cuda.max_memory_allocated() - before < 1.05 * budget
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import weakref
 
@@ -11,8 +12,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foveal.kernels import head_logprob, head_logprob_reference, head_policy_gradient
-from foveal.kernels.head_logprob import _HeadLogprob, _Rule
+from foveal.kernels.head_logprob import BYTES_PER_CHUNK, _HeadLogprob, _Rule
+from tests.aot import CAPABILITIES, SHARED_BYTES, Recorder
+from tests.interpret import run_interpreted
 
+# The package gives the module's name to the function.
+MODULE = importlib.import_module("foveal.kernels.head_logprob")
+KERNELS = ("block_stats_kernel", "row_stats_kernel", "gradient_kernel")
 SOFTCAPS = pytest.mark.parametrize("softcap", [None, 3.0], ids=["plain", "softcap"])
 
 
@@ -210,3 +216,87 @@ def test_unusable_settings_are_refused_with_their_value():
         head_logprob(hidden, weight, target, chunk_tokens=0)
     with pytest.raises(TypeError, match=r"float32 and the head's weight is torch\.float64"):
         head_policy_gradient(hidden.float(), weight, target, torch.ones(11))
+
+
+def test_triton_kernels_equal_the_torch_path():
+    pytest.importorskip("triton")
+    run_interpreted("tests.unit.triton_head_cases")
+
+
+class Count:
+    """Stands where a kernel stands, counts its launches and keeps none of their tensors."""
+
+    def __init__(self, kernel) -> None:
+        self.launches = 0
+
+    def __getitem__(self, grid):
+        self.launches += 1
+        return lambda *_, **__: None
+
+
+def stand_ins(monkeypatch, kind):
+    """In the kernels' places, which are chosen whatever the device."""
+    pytest.importorskip("triton")
+    from foveal.kernels import head_logprob_triton
+
+    monkeypatch.setattr(MODULE, "_takes_kernel", lambda *_: True)
+    found = [kind(getattr(head_logprob_triton, name)) for name in KERNELS]
+    for name, each in zip(KERNELS, found, strict=True):
+        monkeypatch.setattr(head_logprob_triton, name, each)
+    return found
+
+
+@SOFTCAPS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_need_one_piece_of_logits_and_no_more_products(dtype, softcap, monkeypatch):
+    counts = stand_ins(monkeypatch, Count)
+    hidden, weight, target = inputs(tokens=40, width=2, words=5001, dtype=dtype)
+    weight.requires_grad_(False)
+    settings = {"softcap": softcap, "temperature": 0.7, "chunk_tokens": 8}
+    piece, pieces = 8 * 5001 * dtype.itemsize, 5
+    with Watch(least=piece // 2) as watch:
+        run(head_logprob, hidden, weight, target, upstream_of(40), **settings)
+    assert watch.products == 3 * pieces and watch.most == piece
+    with Watch(least=piece // 2) as watch:
+        head_policy_gradient(hidden, weight, target, upstream_of(40)[0], **settings)
+    assert watch.products == 2 * pieces and watch.most == piece
+    assert [count.launches for count in counts] == [2 * pieces] * 3
+
+
+def test_a_piece_for_kernels_fills_the_budget_with_whole_tiles(monkeypatch):
+    monkeypatch.setattr(MODULE, "_takes_kernel", lambda *_: True)
+    for dtype, words in ((torch.bfloat16, 152_064), (torch.float32, 262_208)):
+        tokens = MODULE._most_tokens(torch.empty(words, 1, device="meta"), dtype)
+        row = words * dtype.itemsize
+        assert tokens % 128 == 0
+        assert tokens * row <= BYTES_PER_CHUNK < (tokens + 128) * row
+    assert MODULE._most_tokens(torch.empty(1 << 22, 1, device="meta"), torch.float32) == 24
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_compile_and_fit_on_every_card(capability, monkeypatch):
+    recorders = stand_ins(monkeypatch, Recorder)
+    from foveal.kernels.head_logprob_triton import logit_stats, logits_to_gradient_
+
+    def meta(*shape, dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    half = torch.float16 if capability == 75 else torch.bfloat16
+    target_N, g_N = meta(1280, dtype=torch.int64), meta(1280, dtype=torch.float32)
+    # Qwen2.5-VL's words and Gemma 3's, with its cap; an odd number, as of a resized head.
+    for words, dtype, softcap in ((152_064, half, None), (152_064, torch.float32, None),
+                                  (262_208, half, 30.0), (50_257, half, None)):  # fmt: skip
+        logits_NV = meta(1280, words, dtype=dtype)
+        settings = {"temperature": 0.7, "softcap": softcap}
+        _, *stats = logit_stats(logits_NV, target_N, **settings)
+        for h_N in (None, g_N):
+            logits_to_gradient_(logits_NV, target_N, (*stats,), g_N, h_N, **settings)
+    variants = {launch.variant: launch for r in recorders for launch in r.launches}
+    assert len(variants) >= 4 + 2 + 8
+    for launch in variants.values():
+        compiled = launch.compile_for(capability)
+        assert compiled.metadata.shared <= SHARED_BYTES[capability]
+        ptx = compiled.asm["ptx"]
+        assert f".target sm_{capability}" in ptx
+        if launch.args[0].shape[1] % 16 == 0:
+            assert "ld.global.v4" in ptx  # 16 bytes
