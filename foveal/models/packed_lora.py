@@ -8,6 +8,7 @@ a millisecond, so it is simply taken again before every rollout: an update acts 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class PackedLora:
         self._flat = torch.zeros(total, dtype=dtype, device=device)
         self._modules = modules
         self._factors: dict[int, Factors] = {}
+        self._copies: _Copies | None = None
         at = 0
         for module in modules:
             k, n = module.in_features, module.out_features
@@ -95,12 +97,26 @@ class PackedLora:
         return self._factors.get(id(module))
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def refresh(self, *, unchanged: bool = False) -> None:
         """Copy the adapters as they are now; one that is switched off counts as zero.
+
+        Args:
+            unchanged: the caller knows that adapters, scales and switches are those of the last
+                call and only values may differ; looking for others takes tens of milliseconds.
 
         Raises:
             RuntimeError: if an adapter came or grew since the pack was made.
         """
+        if self._copies is None or not unchanged:
+            self._copies = self._find_copies()
+        c = self._copies
+        if c.unused:
+            torch._foreach_zero_(c.unused)
+        if c.values:
+            torch._foreach_copy_(c.into_a, c.values)
+            torch._foreach_copy_(c.into_b, torch._foreach_mul(c.scaled, c.scales))
+
+    def _find_copies(self) -> _Copies:
         for module in self._all:
             rank = _rank(module)
             if rank > (self.rank if id(module) in self._factors else 0):
@@ -108,27 +124,32 @@ class PackedLora:
                     f"a layer's adapters have rank {rank} together, and there is no room for them "
                     "among the packed ones; make the engine after the adapters"
                 )
-        into: list[Tensor] = []
-        values: list[Tensor] = []
-        scaled: list[Tensor] = []
-        scales: list[float] = []
-        unused: list[Tensor] = []
+        found = _Copies([], [], [], [], [], [])
         for module in self._modules:
             factors, at = self._factors[id(module)], 0
             for a_RK, b_NR, scale in _live(module):
                 end = at + a_RK.shape[0]
-                into += [factors.a_RK[at:end], factors.b_NR[:, at:end]]
-                values.append(a_RK)
-                scaled.append(b_NR)
-                scales.append(scale)
+                found.into_a.append(factors.a_RK[at:end])
+                found.into_b.append(factors.b_NR[:, at:end])
+                found.values.append(a_RK)
+                found.scaled.append(b_NR)
+                found.scales.append(scale)
                 at = end
             if at < self.rank:
-                unused.append(factors.b_NR[:, at:])
-        if unused:
-            torch._foreach_zero_(unused)
-        if values:
-            torch._foreach_copy_(into[0::2], values)
-            torch._foreach_copy_(into[1::2], torch._foreach_mul(scaled, scales))
+                found.unused.append(factors.b_NR[:, at:])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Which adapters go where."""
+
+    into_a: list[Tensor]
+    values: list[Tensor]
+    into_b: list[Tensor]
+    scaled: list[Tensor]
+    scales: list[float]
+    unused: list[Tensor]
 
 
 def _live(module: nn.Module) -> list[tuple[Tensor, Tensor, float]]:

@@ -242,29 +242,32 @@ class Engine:
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""
         decoder = Decoder(self.model)
-        structure, switches = _structure(decoder), _switches(decoder)
+        parameters = _parameters(self.model)
+        structure, switches = _structure(decoder, parameters), _switches(decoder)
         # Packed adapters can be switched off; graphs of the model's own layers have them inside.
         packed = self._runner is not None and self._runner.steps.lora is not None
+        new = False
         if (
             self._runner is None
             or structure != self._structure
             or (not packed and switches != self._switches)
         ):
             self.standby()
-            self._structure, self._switches = structure, switches
+            self._structure, new = structure, True
             self._runner = Runner(
                 self.model, self.features, max_rows=self.max_rows, max_tokens=self.max_tokens,
                 **self._options,
             )  # fmt: skip
             if self._runner.device.type == "cuda" and self._runner.steps.why_plain is not None:
                 say(f"rollouts call the model's own layers: {self._runner.steps.why_plain}")
-        self._runner.steps.refresh()
-        self._notice_update()
+        # A pack that was just made may be that of adapters that are off.
+        self._runner.steps.refresh(unchanged=not new and switches == self._switches)
+        self._switches = switches
+        self._notice_update(_fingerprint(parameters, switches))
         return self._runner
 
-    def _notice_update(self) -> None:
+    def _notice_update(self, now: tuple[Any, Tensor]) -> None:
         """Forget prompts and pictures computed with weights that have changed since."""
-        now = _fingerprint(self.model)
         if (
             self._weights is not None
             and now[0] == self._weights[0]
@@ -380,12 +383,19 @@ def _longest(model: nn.Module) -> int:
     return min(state_of(model).max_seq_length or own, own, 32768)
 
 
-def _structure(decoder: Decoder) -> Any:
+def _parameters(model: nn.Module) -> list[nn.Parameter]:
+    """As ``model.parameters()`` gives them, shared ones as often as they are shared; that walk
+    takes several times as long."""
+    return [p for m in model.modules() for p in m._parameters.values() if p is not None]
+
+
+def _structure(decoder: Decoder, parameters: Rows[nn.Parameter]) -> Any:
     """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
     return (
         decoder.head.weight.data_ptr(),
         decoder.embed.weight.data_ptr(),
         tuple((id(m), m.weight.data_ptr(), _adapters(m)) for m in _linears(decoder)),
+        tuple(map(id, parameters)),
     )
 
 
@@ -406,12 +416,10 @@ def _linears(decoder: Decoder) -> list[Any]:
     return [module for group in decoder.products for module in group]
 
 
-def _fingerprint(model: nn.Module) -> tuple[Any, Tensor]:
+def _fingerprint(parameters: Rows[nn.Parameter], switches: tuple[bool, ...]) -> tuple[Any, Tensor]:
     """Changes when weights do, or when an adapter is switched: whatever torch writes moves version
     counters, of frozen weights too. Writes to ``.data`` do not; for trainable weights the norms
     show them."""
-    parameters = list(model.parameters())
     trained = [p.detach() for p in parameters if p.requires_grad]
-    off = _switches(Decoder(model))
     norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (tuple(p._version for p in parameters), off), norms
+    return (tuple(p._version for p in parameters), switches), norms

@@ -99,11 +99,12 @@ class Steps:
         self.batch = 0
         """Number of the batch that the tables describe; changed by who writes them."""
 
-    def refresh(self) -> None:
-        """Take the adapters as they are now."""
-        for copies in (self.lora, self._cpu):
-            if copies is not None:
-                copies.refresh()
+    def refresh(self, *, unchanged: bool = False) -> None:
+        """Take the adapters as they are now; ``unchanged`` says that only their values differ."""
+        if self.lora is not None:
+            self.lora.refresh(unchanged=unchanged)
+        if self._cpu is not None:
+            self._cpu.refresh()
 
     def release(self) -> None:
         """Let go of what was made from the arena."""
