@@ -131,6 +131,35 @@ def step_table(records: Records) -> str:
     return "\n".join([*lines, "", *_origins(records)])
 
 
+def agreement_table(records: Records) -> str:
+    lines = [
+        "| model | tokens | mean log-probability | rollout and trainer, mean / max "
+        "| rollout and float32 | trainer and float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        found, exact = r["logprob_difference"], r["against_float32"]
+        cells = [
+            r["case"],
+            f"{found['tokens']:,}",
+            f"{found['mean_logprob']:.2f}",
+            f"{found['mean']:.3f} / {found['max']:.2f}",
+            f"{exact['rollout']['mean']:.3f}",
+            f"{exact['trainer']['mean']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *_origins(records)])
+
+
+def gpu_tests_table(records: Records) -> str:
+    lines = ["| file | passed | failed | skipped |", "|---|---|---|---|"]
+    lines += [
+        f"| tests/gpu/{r['case']} | {r['passed']} | {r['failures']} | {r['skipped']} |"
+        for r in records
+    ]
+    return "\n".join([*lines, "", *_origins(records)])
+
+
 def _number(value: float | None, form: str) -> str:
     return _ABSENT if value is None else format(value, form)
 
@@ -150,6 +179,8 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "cpu_rollout": cpu_rollout_table,
     "train_pass": train_pass_table,
     "step": step_table,
+    "agreement": agreement_table,
+    "gpu_tests": gpu_tests_table,
 }
 
 
