@@ -129,9 +129,10 @@ class TrainingStack:
         # Where pictures are is known to the host; asking the device would mean waiting for it.
         image_N = torch.tensor(ids) == self.config.image_token_id
         at_M = image_N.nonzero()[:, 0].to(device)
-        main, *deepstack = _joined(features, len(at_M)) or [None]
-        if main is not None:
-            x_ND = x_ND.index_copy(0, at_M, main.to(x_ND.dtype))
+        levels = _joined(features, len(at_M))
+        if levels:
+            x_ND = x_ND.index_copy(0, at_M, levels[0].to(x_ND.dtype))
+        deepstack = levels[1:]
         masks = [family.prompt_masks(self.config, m) for m in image_N.to(device).split(lengths)]
         attend = partial(self._attend_prompts, lengths, masks)
         angles = self._angles(torch.cat([p[:, :-1] for p in positions], dim=1).to(device))

@@ -128,9 +128,11 @@ class Engine:
             return []
         self.timings = defaultdict(float)
         with evaluating(self.model):
-            runner = self._ready_runner()
-            requests = [self._request(prompt, n, sampling) for prompt in prompts]
-            scheduler = self._ready_cache(runner, requests)
+            with self._timed("adapters"):
+                runner = self._ready_runner()
+            with self._timed("cache"):
+                requests = [self._request(prompt, n, sampling) for prompt in prompts]
+                scheduler = self._ready_cache(runner, requests)
             rule = StopRule(self.tokenizer, self.stop_ids, sampling)
             sampler = Sampler(
                 sampling, placeholder_ids(self.model), runner.decoder.vocabulary, runner.device
@@ -148,7 +150,8 @@ class Engine:
             finally:
                 if self._own_features:
                     self.features.clear()
-        return [self._group(request, rule) for request in requests]
+        with self._timed("texts"):
+            return [self._group(request, rule) for request in requests]
 
     def standby(self) -> None:
         """Free the cache for others to use. The next rollout takes it anew."""
