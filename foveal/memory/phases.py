@@ -65,7 +65,9 @@ class PhaseMeter:
     def expect(self, peak_above: int) -> None:
         """Note what training is predicted to take above what a GPU has allocated now: it becomes
         ``memory/predicted_gib``, beside ``memory/train_gib``, until the next prediction."""
-        self._expected = torch.cuda.memory_allocated(self.device) + peak_above
+        on_gpu = self.device.type == "cuda"
+        allocated = torch.cuda.memory_allocated(self.device) if on_gpu else 0
+        self._expected = allocated + peak_above
 
     def drain(self) -> dict[str, float]:
         """Seconds and peaks since the last drain, as metrics."""

@@ -20,7 +20,7 @@ whatever else uses the card. :func:`free_bytes` leaves a margin for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -372,43 +372,34 @@ def choose(
         policies: to choose from, the fastest first.
 
     Raises:
-        ValueError: if a single row does not fit, with the numbers and what helps.
+        ValueError: if not even a row at a time fits, with the numbers and what helps.
     """
     asked, room = layout_at(None), free - margin
+    tried = []
     for bound in (None, *_smaller_bounds(asked)):
         layout = asked if bound is None else layout_at(bound)
         for policy in policies:
             plan = _plan(sizes, layout, policy, bound, room)
             if plan.prediction.peak_bytes + sizes.missing_states <= room:
                 return plan
-    # Least of all: the last bound, under the policy that takes least there.
-    bound = next(reversed(_smaller_bounds(asked)), None)
-    layout = asked if bound is None else layout_at(bound)
-    plans = [_plan(sizes, layout, policy, bound, room, tight=True) for policy in policies]
-    least = min(plans, key=lambda plan: plan.prediction.peak_bytes)
+            tried.append(plan)
+    least = min(tried, key=lambda plan: plan.prediction.peak_bytes)
     if least.prediction.peak_bytes + sizes.missing_states > free:
         raise ValueError(_too_little(least, sizes, free))
-    return least
+    return replace(least, within_margin=True)
 
 
-def _plan(
-    sizes: ModelSizes, layout: Layout, policy: Policy, bound: int | None, room: int,
-    *, tight: bool = False,
-) -> Plan:  # fmt: skip
+def _plan(sizes: ModelSizes, layout: Layout, policy: Policy, bound: int | None, room: int) -> Plan:
     tokens = max(piece.tokens for one in layout for piece in one.pieces)
-    return Plan(policy, bound, tokens, predict(sizes, layout, policy), room, tight)
+    return Plan(policy, bound, tokens, predict(sizes, layout, policy), room)
 
 
 def _smaller_bounds(layout: Layout) -> list[int]:
-    """Whole rows of the longest length, one row fewer at a time, down to one."""
+    """Whole rows of the longest length, one row fewer at a time; at last each prompt alone too."""
     pieces = [piece for one in layout for piece in one.pieces]
     longest = max(max(piece.completions) for piece in pieces)
-    largest = max(piece.tokens for piece in pieces)
-    rows = -(-largest // longest)
-    if len([prompt for one in layout for prompt in one.prompts]) > len(layout) and rows == 1:
-        # Completions go alone already, but prompts may still part.
-        return [longest]
-    return [count * longest for count in range(rows - 1, 0, -1)]
+    rows = -(-max(piece.tokens for piece in pieces) // longest)
+    return [*(count * longest for count in range(rows - 1, 0, -1)), 1]
 
 
 def _too_little(plan: Plan, sizes: ModelSizes, free: int) -> str:

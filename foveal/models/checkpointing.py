@@ -49,7 +49,7 @@ def parse_checkpointing(value: Any) -> Checkpointing:
     )
 
 
-def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
+def set_checkpointing(model: nn.Module, policy: Checkpointing, *, by_default: bool = False) -> int:
     """Choose what a training pass keeps of each layer; replaces any earlier choice.
 
     It acts while the model is in training mode, as everywhere in transformers.
@@ -64,6 +64,7 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
             and in a trained tower, it means the same as True. "auto" leaves the choice to
             ``GRPOTrainer``, which plans each window on a GPU (``foveal.train.planning``); until
             then, and everywhere else, it means the same as True.
+        by_default: nobody asked for it, so a run's own setting goes first.
 
     Returns:
         How many layers are checkpointed now.
@@ -80,7 +81,7 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
         vars(layer).pop("gradient_checkpointing", None)
         vars(layer).pop("_gradient_checkpointing_func", None)
     state = state_of(model)
-    state.checkpointing, state.checkpointing_by_default = policy, False
+    state.checkpointing, state.checkpointing_by_default = policy, by_default
     state.record("checkpointing", None)
     if policy is False:
         return 0

@@ -128,9 +128,7 @@ def for_training(model: nn.Module) -> nn.Module:
     """Training mode, with the gradient checkpointing that was chosen; returns the model."""
     state = state_of(model)
     if state.checkpointing is not None:
-        by_default = state.checkpointing_by_default
-        set_checkpointing(model, state.checkpointing)
-        state.checkpointing_by_default = by_default
+        set_checkpointing(model, state.checkpointing, by_default=state.checkpointing_by_default)
     return model.train()
 
 

@@ -121,8 +121,7 @@ def get_peft_model(
         adapted = _wrap(model, lambda stock: peft.get_peft_model(stock, config))
     if max_seq_length is not None:
         state.max_seq_length = max_seq_length
-    set_checkpointing(adapted, policy)
-    state.checkpointing_by_default = by_default
+    set_checkpointing(adapted, policy, by_default=by_default)
     return adapted
 
 

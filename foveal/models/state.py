@@ -38,7 +38,7 @@ class ModelState:
     checkpointing: Checkpointing | None = None
     """Gradient checkpointing; None where nobody has chosen yet."""
     checkpointing_by_default: bool = False
-    """It is a default of ``get_peft_model``, which gives way to what a run asks for."""
+    """It is no choice made for the model, and gives way to what a run asks for."""
     fast_inference: bool = False
     """vLLM rollouts were asked for."""
     gpu_memory_utilization: float | None = None

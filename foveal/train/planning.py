@@ -20,6 +20,7 @@ from foveal.memory.planner import (
     ModelSizes,
     Plan,
     Policy,
+    Prediction,
     choose,
     free_bytes,
     predict,
@@ -34,9 +35,9 @@ from foveal.models.training_layer import why_not_fused
 from foveal.train.group_pass import layout
 from foveal.train.plain_pass import PassSettings, Row
 
-TOWER_ELEMENTS = (24, 8)
+TOWER_ELEMENTS = (16, 6)
 """Elements that autograd keeps of one patch in one stock layer of a tower, over its width and
-over the width of its feed-forward block: an estimate, on the high side."""
+over the width of its feed-forward block: an estimate, above what is counted in each family."""
 
 
 class TrainingPlanner:
@@ -68,7 +69,7 @@ class TrainingPlanner:
         Raises:
             ValueError: with "auto", if a single row does not fit.
         """
-        device = stock_model(self.model).device
+        device = device_of(self.model)
         if device.type != "cuda":
             return None
         sizes = replace(
@@ -94,6 +95,19 @@ class TrainingPlanner:
         if chosen != self._said:
             self._said = chosen
             say(plan.line)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model computes."""
+    return stock_model(model).device
+
+
+def predicted(
+    model: nn.Module, rows: Sequence[Row], settings: PassSettings, policy: Checkpointing
+) -> Prediction:
+    """The highest moment of one pass by groups over ``rows``, from the gradients there are."""
+    sizes = replace(sizes_of(model), wide_logits=_wide_logits(model, settings))
+    return predict(sizes, layout(rows, settings), True if policy == "auto" else policy)
 
 
 def policies_of(model: nn.Module) -> tuple[Policy, ...]:
@@ -154,12 +168,16 @@ def _tower(model: nn.Module) -> tuple[int, int]:
 
     As if every token of a prompt stood for a picture.
     """
-    config = stock_model(model).config.vision_config
+    whole = stock_model(model).config
+    config = whole.vision_config
     layers = int(getattr(config, "depth", 0) or getattr(config, "num_hidden_layers", 1))
     if not vision_is_trained(model):
         return 0, layers
-    # Gemma's projector pools 4 x 4 patches into a token, Qwen's merges a square of them.
-    patches = int(getattr(config, "spatial_merge_size", 4)) ** 2
+    # Qwen's projector merges a square of patches into a token, Gemma's pools them to a number.
+    if hasattr(config, "spatial_merge_size"):
+        patches = config.spatial_merge_size**2
+    else:
+        patches = (config.image_size // config.patch_size) ** 2 // whole.mm_tokens_per_image
     of_width, of_inner = TOWER_ELEMENTS
     elements = of_width * config.hidden_size + of_inner * config.intermediate_size
     return patches * layers * elements * stock_model(model).dtype.itemsize, layers
@@ -175,11 +193,7 @@ def _missing_states(model: nn.Module, optimizer: Any) -> int:
     return sum(p.numel() * ADAM_BYTES for p in missing)
 
 
-def _expectation(
-    sizes: ModelSizes, asked: Layout, policy: Checkpointing, room: int
-) -> Plan:
+def _expectation(sizes: ModelSizes, asked: Layout, policy: Checkpointing, room: int) -> Plan:
     tokens = max(piece.tokens for one in asked for piece in one.pieces)
     assert policy != "auto", "a policy is chosen before its peak is predicted"
     return Plan(policy, None, tokens, predict(sizes, asked, policy), room)
-
-

@@ -133,7 +133,9 @@ class GRPOTrainer(WholeCheckpoints):
         self.meter = PhaseMeter(self.args.device)
         self.metrics = MetricLog()
         state = state_of(model)
-        if state.checkpointing is not None and not state.checkpointing_by_default:
+        self._own_checkpointing = state.checkpointing is None or state.checkpointing_by_default
+        """Neither the model's maker nor its user chose; the run's setting counts."""
+        if not self._own_checkpointing:
             config.gradient_checkpointing = state.checkpointing
         self.planner = TrainingPlanner(model, config.gradient_checkpointing)
         self.rollout_file = RolloutFile(config.run_folder)
@@ -375,7 +377,7 @@ class GRPOTrainer(WholeCheckpoints):
         self._window = self._planned_id = None
         self._last_micro_step = None
         policy = self.config.gradient_checkpointing
-        set_checkpointing(self.policy, policy)
+        set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
         # transformers would switch it on in its own way, which hooks a frozen tower as well.
         self.args.gradient_checkpointing = False
         try:
@@ -384,7 +386,8 @@ class GRPOTrainer(WholeCheckpoints):
         finally:
             self.args.gradient_checkpointing = policy
             if policy == "auto":
-                set_checkpointing(self.policy, policy)  # a plan was for its window alone
+                # A plan was for its window alone.
+                set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
             self._progress.close()
 
     def _add_callbacks(self) -> None:
