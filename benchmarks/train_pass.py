@@ -53,6 +53,7 @@ from foveal.models.precision import evaluating
 from foveal.rl import step_normaliser
 from foveal.train.config import GRPOConfig
 from foveal.train.plain_pass import PassSettings, Row
+from foveal.train.planning import predicted
 from foveal.train.scoring import PASSES, pass_settings
 from foveal.types import Completion, Prompt
 
@@ -222,6 +223,8 @@ def measure(
     subject: Subject, policy: str, rate: float | None, arguments: argparse.Namespace
 ) -> Record:
     """Everything about one case, each part printed when it is known."""
+    # From no gradients, as each measured pass begins.
+    predicted_gib = predicted_peak(subject, policy)
     subject.encode()
     picture_seconds = subject.seconds(subject.encode)
     print(f"  pictures {picture_seconds:.3f} s", flush=True)
@@ -232,6 +235,7 @@ def measure(
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "peak_gib": peak_gib,
+        "predicted_gib": predicted_gib,
         **arithmetic(subject, policy, seconds, rate),
         "breakdown": {"pictures": picture_seconds},
     }
@@ -240,6 +244,15 @@ def measure(
         kernels = profile_once(subject.learn, subject.device)
         result["breakdown"]["kernels"] = print_profile(kernels)
     return result
+
+
+def predicted_peak(subject: Subject, policy: str) -> float | None:
+    """GiB that ``foveal.memory.planner`` expects a pass to allocate; None for the plain one."""
+    if subject.system != "group":
+        return None
+    subject.model.zero_grad(set_to_none=True)
+    found = predicted(subject.model, subject.rows, subject.settings, POLICIES.get(policy, policy))
+    return found.peak_bytes / GIB
 
 
 def time_passes(subject: Subject, repeats: int) -> tuple[float, float | None]:
@@ -360,6 +373,8 @@ def _print_result(result: Record) -> None:
     line = f"  {result['seconds']:.3f} s, {result['tokens_per_second']:.0f} completion tokens/s"
     if result["peak_gib"] is not None:
         line += f", {result['peak_gib']:.2f} GiB above the weights"
+    if result["predicted_gib"] is not None:
+        line += f" ({result['predicted_gib']:.2f} predicted)"
     print(f"{line}; {result['useful_tflop']:.4g} TFLOP useful", flush=True)
     if result["done_tflop"] is not None:
         print(f"  {result['done_tflop']:.4g} TFLOP done", flush=True)

@@ -39,6 +39,7 @@ class PhaseMeter:
         self.highest_bytes = 0
         self._seconds: dict[str, float] = defaultdict(float)
         self._peaks: dict[str, int] = defaultdict(int)
+        self._expected: int | None = None
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -61,10 +62,19 @@ class PhaseMeter:
         """Seconds in ``phases`` since the last drain."""
         return sum(self._seconds[phase] for phase in phases)
 
+    def expect(self, peak_above: int) -> None:
+        """Note what training is predicted to take above what a GPU has allocated now: it becomes
+        ``memory/predicted_gib``, beside ``memory/train_gib``, until the next prediction."""
+        on_gpu = self.device.type == "cuda"
+        allocated = torch.cuda.memory_allocated(self.device) if on_gpu else 0
+        self._expected = allocated + peak_above
+
     def drain(self) -> dict[str, float]:
         """Seconds and peaks since the last drain, as metrics."""
         metrics = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         metrics |= {f"memory/{phase}_gib": peak / GIB for phase, peak in self._peaks.items()}
+        if self._expected is not None:
+            metrics["memory/predicted_gib"] = self._expected / GIB
         self._seconds.clear()
         self._peaks.clear()
         return metrics

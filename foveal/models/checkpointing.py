@@ -24,11 +24,12 @@ _WORDS: dict[Checkpointing, str] = {
     True: "twice, inputs kept",
     "offload": "twice, inputs in host memory",
     "selective": "twice in their cheap parts",
+    "auto": "twice, inputs kept, until a run on a GPU plans it",
 }
 
 
 def parse_checkpointing(value: Any) -> Checkpointing:
-    """True, False, "selective" or "offload" ("unsloth" means the same).
+    """True, False, "selective", "offload" ("unsloth" means the same) or "auto".
 
     Raises:
         ValueError: for anything else.
@@ -39,13 +40,16 @@ def parse_checkpointing(value: Any) -> Checkpointing:
         return "offload"
     if value == "selective":
         return "selective"
+    if value == "auto":
+        return "auto"
     raise ValueError(
         f"use_gradient_checkpointing is {value!r}; it must be True, False, 'selective' (only "
-        "what is cheap is computed twice) or 'offload' (layer inputs in host memory)"
+        "what is cheap is computed twice), 'offload' (layer inputs in host memory) or 'auto' (the "
+        "fastest that fits)"
     )
 
 
-def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
+def set_checkpointing(model: nn.Module, policy: Checkpointing, *, by_default: bool = False) -> int:
     """Choose what a training pass keeps of each layer; replaces any earlier choice.
 
     It acts while the model is in training mode, as everywhere in transformers.
@@ -57,7 +61,10 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
             everything. "selective" keeps in the pass by groups (``foveal.models.training_layer``)
             what attention needs and computes norms and the feed-forward block's first products
             again; stock modules have no room for such a choice, and with them, in the plain pass
-            and in a trained tower, it means the same as True.
+            and in a trained tower, it means the same as True. "auto" leaves the choice to
+            ``GRPOTrainer``, which plans each window on a GPU (``foveal.train.planning``); until
+            then, and everywhere else, it means the same as True.
+        by_default: nobody asked for it, so a run's own setting goes first.
 
     Returns:
         How many layers are checkpointed now.
@@ -74,7 +81,7 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing) -> int:
         vars(layer).pop("gradient_checkpointing", None)
         vars(layer).pop("_gradient_checkpointing_func", None)
     state = state_of(model)
-    state.checkpointing = policy
+    state.checkpointing, state.checkpointing_by_default = policy, by_default
     state.record("checkpointing", None)
     if policy is False:
         return 0
@@ -90,7 +97,7 @@ def checkpoint_function(policy: Checkpointing) -> Callable[..., Any]:
     """What calls a layer, ``function(layer, *inputs)``, so that only its inputs are kept.
 
     Args:
-        policy: True, "offload", or "selective", which for a whole layer is True.
+        policy: True, "offload", or "selective" and "auto", which for a whole layer are True.
     """
     assert policy, "nothing is computed twice where everything is kept"
     return recompute_from_host if policy == "offload" else _recompute

@@ -64,8 +64,8 @@ def from_pretrained(
         trust_remote_code: for the processor; the models are transformers' own.
         revision: branch, tag or commit on the hub.
         token: for private and gated models on the hub.
-        use_gradient_checkpointing: True, False, "selective" or "offload" ("unsloth" means the
-            same), for the adapter that comes later.
+        use_gradient_checkpointing: True, False, "selective", "offload" ("unsloth" means the
+            same) or "auto", for the adapter that comes later.
         random_state: accepted for the sake of recipes that have it; loading draws nothing.
 
     Returns:
@@ -126,9 +126,9 @@ def from_pretrained(
 
 def for_training(model: nn.Module) -> nn.Module:
     """Training mode, with the gradient checkpointing that was chosen; returns the model."""
-    chosen = state_of(model).checkpointing
-    if chosen is not None:
-        set_checkpointing(model, chosen)
+    state = state_of(model)
+    if state.checkpointing is not None:
+        set_checkpointing(model, state.checkpointing, by_default=state.checkpointing_by_default)
     return model.train()
 
 

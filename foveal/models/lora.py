@@ -67,9 +67,9 @@ def get_peft_model(
         target_modules: in place of the last two flags: names of linear layers, such as
             ``["q_proj", "v_proj"]``; a regular expression for whole paths stands in place of all
             four; None and "all-linear" leave it to the flags.
-        use_gradient_checkpointing: True, False, "selective" or "offload" ("unsloth" means the
-            same), as of ``set_checkpointing``; None is what ``from_pretrained`` was given, or else
-            True.
+        use_gradient_checkpointing: True, False, "selective", "offload" ("unsloth" means the
+            same) or "auto", as of ``set_checkpointing``; None is what ``from_pretrained`` was
+            given, or else what ``GRPOConfig`` says, and True without one.
         random_state: seed of the adapter's start; the global random state stays as it was.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv:2312.03732).
         loftq_config: None; it would change the base weights.
@@ -94,6 +94,7 @@ def get_peft_model(
             "get_peft_model out, or start from the stock model"
         )
     state = state_of(model)
+    by_default = use_gradient_checkpointing is None and state.checkpointing is None
     if use_gradient_checkpointing is None:
         use_gradient_checkpointing = True if state.checkpointing is None else state.checkpointing
     policy = parse_checkpointing(use_gradient_checkpointing)
@@ -120,7 +121,7 @@ def get_peft_model(
         adapted = _wrap(model, lambda stock: peft.get_peft_model(stock, config))
     if max_seq_length is not None:
         state.max_seq_length = max_seq_length
-    set_checkpointing(adapted, policy)
+    set_checkpointing(adapted, policy, by_default=by_default)
     return adapted
 
 

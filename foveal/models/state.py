@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Quantisation = Literal["4bit", "8bit"]
-Checkpointing = bool | Literal["offload", "selective"]
+Checkpointing = bool | Literal["offload", "selective", "auto"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +37,8 @@ class ModelState:
     """How the base weights of the language model are packed."""
     checkpointing: Checkpointing | None = None
     """Gradient checkpointing; None where nobody has chosen yet."""
+    checkpointing_by_default: bool = False
+    """It is no choice made for the model, and gives way to what a run asks for."""
     fast_inference: bool = False
     """vLLM rollouts were asked for."""
     gpu_memory_utilization: float | None = None

@@ -14,7 +14,7 @@ from foveal.rl.advantages import AGGREGATIONS, SCALES
 from foveal.rl.ratios import MISMATCH_MODES
 from foveal.types import SamplingParams
 
-CHECKPOINTING = (True, False, "selective", "offload")
+CHECKPOINTING = (True, False, "selective", "offload", "auto")
 _NOT_OURS = (
     "generation_kwargs",
     "sync_ref_model",
@@ -38,8 +38,11 @@ class GRPOConfig(TrainingArguments):
     learning_rate: float = field(default=1e-6)
     logging_steps: float = field(default=10)
     gradient_checkpointing: Any = field(default=True)
-    """True, False, "selective" (only what is cheap is computed twice; in the plain pass as True) or
-    "offload" (layer inputs wait in host memory). The choice made in ``get_peft_model`` wins."""
+    """True, False, "selective" (only what is cheap is computed twice; in the plain pass as True),
+    "offload" (layer inputs wait in host memory), or "auto": before each rollout's passes the
+    fastest of these that fits the GPU's free memory, with smaller pieces where none does
+    (``foveal.memory.planner``); as True without a GPU and in the plain pass. A choice made in
+    ``get_peft_model`` wins. True as in TRL: a run takes no more memory than it was known to."""
     remove_unused_columns: bool | None = field(default=False)
 
     # -- data
@@ -165,7 +168,7 @@ class GRPOConfig(TrainingArguments):
         if self.gradient_checkpointing not in CHECKPOINTING:
             raise ValueError(
                 f"gradient_checkpointing is {self.gradient_checkpointing!r}; it must be True, "
-                'False, "selective" or "offload"'
+                'False, "selective", "offload" or "auto"'
             )
         if self.num_generations < 2:
             raise ValueError(

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels import head_logprob
+from foveal.memory.planner import Piece, PromptPass
 from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
 from foveal.models.fused_lora import adapters_unchanged
@@ -113,6 +114,21 @@ def score(
                         here = slice(len(row.completion.ids))
                         results.append((output.logprob_BT[i, here], output.entropy_BT[i, here]))
     return results
+
+
+def layout(rows: Sequence[Row], settings: PassSettings) -> list[PromptPass]:
+    """In what portions :func:`learn` passes rows, for ``foveal.memory.planner``."""
+    return [
+        PromptPass(
+            tuple(len(prompt.ids) for prompt, _ in batch),
+            tuple(
+                Piece(len(prompt.ids), tuple(len(row.completion.ids) for row in piece))
+                for prompt, group in batch
+                for piece in _pieces(group, settings)
+            ),
+        )
+        for batch in _batches(rows, settings)
+    ]
 
 
 class _Cut:

@@ -20,13 +20,19 @@ PASSES: dict[str, Any] = {"group": group_pass, "plain": plain_pass}
 """Modules with ``learn`` and ``score``, by ``GRPOConfig.training_pass``."""
 
 
-def pass_settings(config: GRPOConfig) -> PassSettings:
-    """What a pass takes from the run's settings."""
+def pass_settings(config: GRPOConfig, planned_tokens: int | None = None) -> PassSettings:
+    """What a pass takes from the run's settings.
+
+    Args:
+        config: of the run.
+        planned_tokens: bound on tokens at once in place of ``pass_tokens``, where memory asks for a
+            smaller one.
+    """
     return PassSettings(
         spec=config.loss_spec(),
         temperature=config.temperature,
         rows_at_once=config.pass_rows,
-        tokens_at_once=config.pass_tokens,
+        tokens_at_once=planned_tokens or config.pass_tokens,
         correct_mismatch=config.vllm_importance_sampling_correction,
         mismatch_mode=config.vllm_importance_sampling_mode,
         mismatch_max=config.vllm_importance_sampling_clip_max,
@@ -47,7 +53,7 @@ def score_window(
         for scores in PASSES[config.training_pass].score(
             model,
             window.slot_rows(slot, config.slots),
-            pass_settings(config),
+            pass_settings(config, window.pass_tokens),
             cache=cache if shared else FeatureCache(),
         )
     ]

@@ -38,6 +38,7 @@ from foveal.train.config import GRPOConfig
 from foveal.train.console import Interrupt, RewardProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
 from foveal.train.metrics import MetricLog, window_metrics
+from foveal.train.planning import TrainingPlanner
 from foveal.train.record import MetricsFile, RolloutFile
 from foveal.train.reference import Reference
 from foveal.train.schedule import MicroStep, Schedule
@@ -131,11 +132,15 @@ class GRPOTrainer(WholeCheckpoints):
         self.backend: RolloutBackend = rollout_backend or self._engine  # pyright: ignore
         self.meter = PhaseMeter(self.args.device)
         self.metrics = MetricLog()
-        chosen = state_of(model).checkpointing
-        if chosen is not None:
-            config.gradient_checkpointing = chosen
+        state = state_of(model)
+        self._own_checkpointing = state.checkpointing is None or state.checkpointing_by_default
+        """Neither the model's maker nor its user chose; the run's setting counts."""
+        if not self._own_checkpointing:
+            config.gradient_checkpointing = state.checkpointing
+        self.planner = TrainingPlanner(model, config.gradient_checkpointing)
         self.rollout_file = RolloutFile(config.run_folder)
         self._window: Window | None = None
+        self._planned_id: tuple[int, int] | None = None
         self._last_micro_step: MicroStep | None = None
         self._add_callbacks()
 
@@ -195,7 +200,7 @@ class GRPOTrainer(WholeCheckpoints):
                 model,
                 window.slot_rows(micro.slot, self.config.slots),
                 normaliser_of(window, micro, self.config),
-                pass_settings(self.config),
+                pass_settings(self.config, window.pass_tokens),
                 cache=self.features,
                 backward=self.accelerator.backward,
                 entropy_threshold=window.entropy_threshold,
@@ -209,7 +214,20 @@ class GRPOTrainer(WholeCheckpoints):
     def _window_at(self, micro: MicroStep) -> Window:
         if self._window is None or self._window.window_id != micro.window_id:
             self._window = self._open_window(micro)
+        elif self._planned_id != micro.window_id:
+            self._plan(self._window)  # a window that a checkpoint brought along
         return self._window
+
+    def _plan(self, window: Window) -> None:
+        """What the passes over a window keep, where a GPU's memory bounds it."""
+        self._planned_id = window.window_id
+        if self.config.training_pass != "group":
+            return
+        slots = [window.slot_rows(slot, self.config.slots) for slot in range(self.config.slots)]
+        plan = self.planner.plan(slots, pass_settings(self.config), self.optimizer)
+        if plan is not None:
+            window.pass_tokens = plan.pass_tokens
+            self.meter.expect(plan.prediction.peak_bytes)
 
     def _open_window(self, micro: MicroStep) -> Window:
         """Rollout, rewards, advantages; and the log-probabilities that later steps compare with."""
@@ -229,6 +247,7 @@ class GRPOTrainer(WholeCheckpoints):
         )
         # From here on the memory belongs to training.
         self.backend.standby()
+        self._plan(window)
         if self.config.needs_old_logprobs or self.spec.top_entropy_quantile < 1:
             with self.meter("old_logprob"):
                 score_old(self.policy, window, self.config, self.features)
@@ -355,10 +374,10 @@ class GRPOTrainer(WholeCheckpoints):
         """As ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last whole
         checkpoint, and a damaged one gives way to the one before it, which is said."""
         resume_from_checkpoint = self.resume_point(resume_from_checkpoint)
-        self._window = None
+        self._window = self._planned_id = None
         self._last_micro_step = None
         policy = self.config.gradient_checkpointing
-        set_checkpointing(self.policy, policy)
+        set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
         # transformers would switch it on in its own way, which hooks a frozen tower as well.
         self.args.gradient_checkpointing = False
         try:
@@ -366,6 +385,9 @@ class GRPOTrainer(WholeCheckpoints):
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         finally:
             self.args.gradient_checkpointing = policy
+            if policy == "auto":
+                # A plan was for its window alone.
+                set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
             self._progress.close()
 
     def _add_callbacks(self) -> None:

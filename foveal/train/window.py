@@ -31,6 +31,9 @@ class Window:
     rows: list[Row]
     entropy_threshold: Tensor | None = None
     redrawn_groups: int = 0
+    pass_tokens: int | None = None
+    """Completion tokens of one forward and backward, where memory asks for fewer than the run's
+    settings do (``foveal.train.planning``)."""
     counters: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -89,6 +89,7 @@ def test_a_training_pass_is_measured_with_nothing_missing(script, tmp_path, caps
         kernels = record["breakdown"]["kernels"]
         assert max(kernels, key=kernels.get) == "matrix products"
     assert records[0]["done_tflop"] < records[1]["done_tflop"]
+    assert records[0]["predicted_gib"] > records[1]["predicted_gib"] > 0
     assert "aten::mm" in capsys.readouterr().out
 
 

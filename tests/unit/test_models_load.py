@@ -227,7 +227,7 @@ def test_nothing_is_hooked_where_the_residual_fits(checkpoints, name):
         (
             {"use_gradient_checkpointing": "yes"},
             ValueError,
-            "is 'yes'; it must be True, False, 'selective' \\(.*\\) or 'offload'",
+            "is 'yes'; it must be True, False, 'selective' \\(.*\\), 'offload' \\(.*\\) or 'auto'",
         ),
     ],
 )

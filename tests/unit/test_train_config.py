@@ -150,6 +150,7 @@ def test_an_unknown_setting_is_no_setting():
         ("unsloth", "offload"),
         ("offload", "offload"),
         ("selective",) * 2,
+        ("auto",) * 2,
         (True, True),
         (False, False),
     ],

@@ -227,3 +227,13 @@ def test_an_8_bit_optimizer_on_a_cpu_is_replaced_and_this_is_said(tmp_path, monk
 def test_checkpointing_chosen_with_the_adapter_wins(tmp_path):
     pair = adapted(use_gradient_checkpointing="unsloth")
     assert trainer(tmp_path, pair).config.gradient_checkpointing == "offload"
+
+
+def test_checkpointing_that_nobody_chose_for_the_model_gives_way_to_the_runs(tmp_path):
+    pair = adapted()
+    for asked in ("auto", False):
+        FastVisionModel.for_training(pair[0])
+        run = trainer(tmp_path, pair, {"gradient_checkpointing": asked})
+        assert run.config.gradient_checkpointing == asked
+    chosen = adapted(use_gradient_checkpointing="auto")
+    assert trainer(tmp_path, chosen).config.gradient_checkpointing == "auto"

@@ -1,0 +1,433 @@
+"""What the training pass by groups will take on a GPU, and the fastest way of it that fits.
+
+Predicted is what is allocated above weights, features and whatever else is there already. It is
+the largest of four moments of ``foveal.train.group_pass``, for each batch of prompts that pass the
+layers side by side and each piece of their completions:
+
+    head              a piece is through the layers, its logits are computed chunk by chunk
+    last layer        a piece's backward pass begins: everything kept, and one layer at work
+    first layer       it ends: a piece's own is gone, the prompts' keys and values have gradients
+    prompts           the prompts' backward pass begins, their completions are gone
+
+Each is a sum of terms. Tokens times layers times :func:`kept_tensors` is most of it: a list of
+named tensors, counted from what each autograd function of ``foveal.models.training_layer`` saves.
+Measured on a card, three policies lie within 5% (tests/unit/test_memory_planner.py).
+
+Not predicted: attention's own temporaries, which are smaller than a feed-forward block's, and
+whatever else uses the card. :func:`free_bytes` leaves a margin for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from foveal.kernels.head_logprob import LOGITS_PER_CHUNK
+
+GIB = 1 << 30
+MARGIN_BYTES = GIB
+MARGIN_SHARE = 0.05
+"""Of the card; the larger of the two is left free."""
+ADAM_BYTES = 8
+"""Of an optimizer's state, a parameter: two moments in float32, the most that is common."""
+FLOAT32 = 4
+
+Policy = bool | Literal["selective", "offload"]
+"""As of ``foveal.models.checkpointing.set_checkpointing``."""
+FASTEST_FIRST: tuple[Policy, ...] = (False, "selective", True, "offload")
+"""On an H100, a 7B model with 32 completions of 1,024 tokens: 3.12, 3.29 and 3.86 s; "offload" is
+"full" and copies over the bus."""
+NAMES: dict[Policy, str] = {
+    False: "none", "selective": "selective", True: "full", "offload": "offload",
+}  # fmt: skip
+
+Kind = Literal["stream", "product", "float32"]
+Tensors = dict[str, tuple[int, Kind]]
+"""By name: elements a token, and the type that they have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """What has to be known about a model."""
+
+    layers: int
+    hidden: int
+    inner: int
+    """F: width of the feed-forward block."""
+    heads: int
+    kv_heads: int
+    width: int
+    """C: of a head."""
+    vocabulary: int
+    windows: tuple[int, ...] = ()
+    """Sliding window of each layer, 0 for none; () for none at all."""
+    head_norms: bool = False
+    """Queries and keys have norms of their own (Qwen3, Gemma 3)."""
+    norms_behind: bool = False
+    """Attention and feed-forward block have norms behind them (Gemma 3)."""
+    masked_prompts: bool = False
+    """Attention inside a prompt takes a mask, and keys and values of every head (Gemma 3)."""
+    called_linears: bool = False
+    """Linear layers are called as they are, because they are quantised or trained themselves."""
+    stream_bytes: int = 2
+    """A number of the residual stream."""
+    product_bytes: int = 2
+    """A number that goes into or comes out of a product."""
+    wide_logits: bool = False
+    """Two float32 tensors of a chunk's size: capped logits, or entropy in the loss."""
+    copied_parameters: int = 0
+    """Of adapters that the pass copies in the type of the products."""
+    missing_gradients: int = 0
+    """Bytes of the gradients that do not exist yet."""
+    missing_states: int = 0
+    """Bytes of the optimizer's state that do not exist yet; taken after the pass."""
+    tower_token_bytes: int = 0
+    """What a trained tower keeps for each prompt token under a policy that keeps everything."""
+    tower_layers: int = 1
+
+    @property
+    def kv(self) -> int:
+        """Elements of a token's keys and values in one layer."""
+        return 2 * self.kv_heads * self.width
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Completions of one prompt that pass the layers together."""
+
+    prompt: int
+    """Tokens of the prompt."""
+    completions: tuple[int, ...]
+    """Tokens of each completion."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens whose log-probabilities are asked for."""
+        return sum(self.completions)
+
+    @property
+    def fed(self) -> int:
+        """Tokens that pass the layers: nothing follows a completion's last one."""
+        return self.tokens - len(self.completions)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPass:
+    """Prompts that pass the layers side by side, and the pieces that follow one by one."""
+
+    prompts: tuple[int, ...]
+    """Tokens of each prompt."""
+    pieces: tuple[Piece, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.prompts)
+
+
+Layout = Sequence[PromptPass]
+"""A micro-step, or several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The highest moment of a layout."""
+
+    moment: str
+    terms: dict[str, int]
+    """Bytes by name; they add up to the peak."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is kept of each layer, and how much passes at once."""
+
+    policy: Policy
+    pass_tokens: int | None
+    """The bound on completion tokens at once; None leaves it as it was asked for."""
+    tokens_at_once: int
+    """Completion tokens of the largest piece."""
+    prediction: Prediction
+    free_bytes: int
+    """That the pass may take, less the margin."""
+    within_margin: bool = False
+    """The pass fits only if nothing else takes of the margin."""
+
+    @property
+    def line(self) -> str:
+        """One line for the user."""
+        peak, free = self.prediction.peak_bytes / GIB, self.free_bytes / GIB
+        line = (
+            f"training: gradient checkpointing {NAMES[self.policy]}, "
+            f"{self.tokens_at_once} completion tokens at once; predicted peak {peak:.2f} GiB, "
+            f"free {free:.2f} GiB"
+        )
+        if self.pass_tokens is not None:
+            line += f" (pieces were made smaller: pass_tokens={self.pass_tokens})"
+        return line + (" and a margin that this reaches into" if self.within_margin else "")
+
+
+# ------------------------------------------------------------------------------ a token, a layer
+
+
+def kept_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> Tensors:
+    """What autograd keeps on the device of one token in one layer.
+
+    Args:
+        sizes: of the model.
+        policy: what is asked to be kept.
+        prompt: of a prompt's token; else of a completion's.
+    """
+    kept = _all_tensors(sizes, prompt)
+    if policy == "offload":
+        return {}
+    if policy is True:
+        return {"x": kept["x"]}
+    if policy == "selective":
+        again = ("x normed", "x' normed", "gate", "up", "act(gate) up")
+        return {name: size for name, size in kept.items() if name not in again}
+    return kept
+
+
+def _all_tensors(s: ModelSizes, prompt: bool) -> Tensors:
+    D, F, Q, K = s.hidden, s.inner, s.heads * s.width, s.kv_heads * s.width
+    kept: Tensors = {
+        "x": (D, "stream"),
+        "x normed": (D, "product"),
+        "q": (Q, "product"),
+        "k": (K, "product"),
+        "v": (K, "product"),
+        "attended": (Q, "product"),
+        "log-sum-exp": (s.heads, "float32"),
+        "x'": (D, "stream"),
+        "x' normed": (D, "product"),
+        "gate": (F, "product"),
+        "up": (F, "product"),
+        "1 / rms": (2, "float32"),
+    }
+    if s.head_norms:
+        kept["q before its norm"] = (Q, "product")
+        kept["k before its norm"] = (K, "product")
+        kept["1 / rms of heads"] = (s.heads + s.kv_heads, "float32")
+    if s.norms_behind:
+        kept["o's result"] = (D, "product")
+        kept["down's result"] = (D, "product")
+        kept["1 / rms behind"] = (2, "float32")
+    if s.called_linears:
+        kept["act(gate) up"] = (F, "product")
+    if prompt and s.masked_prompts:
+        kept["k and v of every head"] = (2 * Q, "product")
+        kept["attended, prompt by prompt"] = (Q, "product")
+    return kept
+
+
+def working_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> Tensors:
+    """What the backward pass of a layer needs of a token beside what is kept: the gradients of its
+    feed-forward block, and what is computed again."""
+    D, F = sizes.hidden, sizes.inner
+    work: Tensors = {
+        "gradient of the stream": (D, "stream"),
+        "gradient of down's result": (D, "product"),
+    }
+    if policy == "selective":
+        work["x' normed"] = (D, "product")
+        # Two of the gradients take the memory of gate and up, where we compute them.
+        work["gate, up"] = (2 * F, "product")
+        work["gradients inside"] = (F, "product")
+        if sizes.called_linears:
+            work["act(gate) up"] = (F, "product")
+            work["gradients inside"] = (3 * F, "product")
+        return work
+    work["gradients inside"] = (3 * F, "product")
+    if policy is not False:
+        kept = kept_tensors(sizes, policy, prompt=prompt)
+        again = _all_tensors(sizes, prompt).items()
+        work |= {name: size for name, size in again if name not in kept}
+    return work
+
+
+def token_bytes(sizes: ModelSizes, tensors: Tensors) -> int:
+    """Of all tensors, for one token."""
+    of = {"stream": sizes.stream_bytes, "product": sizes.product_bytes, "float32": FLOAT32}
+    return sum(elements * of[kind] for elements, kind in tensors.values())
+
+
+# --------------------------------------------------------------------------------- the moments
+
+
+def predict(sizes: ModelSizes, layout: Layout, policy: Policy) -> Prediction:
+    """The highest moment of a forward and backward pass over a layout.
+
+    Args:
+        sizes: of the model.
+        layout: at least one pass with at least one piece.
+        policy: what is kept of each layer.
+    """
+    moments = (moment for one in layout for moment in _moments(sizes, one, policy))
+    return max(moments, key=lambda moment: moment.peak_bytes)
+
+
+def _moments(s: ModelSizes, one: PromptPass, policy: Policy) -> Iterable[Prediction]:
+    # Sums over a prompt's pieces are kept in float32; a single one is taken as it comes.
+    several = len(one.pieces) > 1
+    kv_elements = one.tokens * s.layers * s.kv
+    sums = kv_elements * FLOAT32 if several else 0
+    arriving = kv_elements * s.product_bytes
+    base = {
+        "gradients of parameters": s.missing_gradients,
+        "adapters in the products' type": s.copied_parameters * s.product_bytes,
+        **_kept_of_prompts(s, one, policy),
+    }
+    for piece in one.pieces:
+        here = base | {"sums of keys' and values' gradients": sums}
+        kept = {"kept of completions": _kept_of_piece(s, piece, policy)}
+        work = piece.fed * token_bytes(s, working_tensors(s, policy)) + _unpacked(s)
+        yield Prediction("head", here | kept | _head(s, piece))
+        yield Prediction("last layer", here | kept | {"a layer at work": work})
+        one_layer = piece.fed * token_bytes(s, kept_tensors(s, policy))
+        yield Prediction("first layer", here | {
+            "kept of completions": one_layer,
+            "a layer at work": work,
+            "keys' and values' gradients arriving": arriving,
+        })  # fmt: skip
+    work = one.tokens * token_bytes(s, working_tensors(s, policy, prompt=True)) + _unpacked(s)
+    yield Prediction("prompts", base | {
+        "keys' and values' gradients": arriving + sums,
+        "a layer at work": work,
+    })  # fmt: skip
+
+
+def _kept_of_prompts(s: ModelSizes, one: PromptPass, policy: Policy) -> dict[str, int]:
+    tensors = kept_tensors(s, policy, prompt=True)
+    # Completions attend to them under every policy.
+    missing = 0 if "k" in tensors else s.kv * s.product_bytes
+    tower = s.tower_token_bytes
+    if policy is not False:
+        # Its layers keep their inputs, and one is computed again at a time.
+        tower = 2 * tower // max(1, s.tower_layers)
+    return {
+        "kept of prompts": one.tokens * s.layers * token_bytes(s, tensors),
+        "prompts' keys and values": one.tokens * s.layers * missing,
+        "kept of a trained tower": one.tokens * tower,
+    }
+
+
+def _kept_of_piece(s: ModelSizes, piece: Piece, policy: Policy) -> int:
+    kept = piece.fed * s.layers * token_bytes(s, kept_tensors(s, policy))
+    if policy is False or policy == "selective":
+        kept += sum(_tails(s, piece, window) for window in s.windows)
+    return kept
+
+
+def _tails(s: ModelSizes, piece: Piece, window: int) -> int:
+    """Copies of the prompt's end that stand before each completion in a layer with a window."""
+    if not window or piece.prompt + max(piece.completions) - 1 <= window:
+        return 0
+    tail = min(piece.prompt, window - 1)
+    return len(piece.completions) * tail * s.kv * s.product_bytes
+
+
+def _unpacked(s: ModelSizes) -> int:
+    """The largest weight, which a quantised layer unpacks for each product."""
+    return s.hidden * s.inner * s.product_bytes if s.called_linears else 0
+
+
+def _head(s: ModelSizes, piece: Piece) -> dict[str, int]:
+    chunk = min(piece.tokens, max(1, LOGITS_PER_CHUNK // s.vocabulary))
+    # The product of the head in its own type, and float32 made from it.
+    logit = FLOAT32 + (s.product_bytes if s.product_bytes < FLOAT32 else 0)
+    if s.wide_logits:
+        logit = 2 * FLOAT32
+    return {
+        "last norm": piece.fed * s.hidden * FLOAT32,
+        "last states and their gradients": 2 * piece.tokens * s.hidden * s.product_bytes,
+        "chunks of logits": chunk * s.vocabulary * logit,
+    }
+
+
+# ---------------------------------------------------------------------------------- the choice
+
+
+def choose(
+    sizes: ModelSizes,
+    layout_at: Callable[[int | None], Layout],
+    free: int,
+    margin: int = 0,
+    *,
+    policies: Sequence[Policy] = FASTEST_FIRST,
+) -> Plan:
+    """The fastest policy that fits; smaller pieces only where none does.
+
+    Args:
+        sizes: of the model.
+        layout_at: the layout under a bound on completion tokens at once, or (None) as asked for.
+        free: bytes that can be had, margin included.
+        margin: bytes of these that should stay free.
+        policies: to choose from, the fastest first.
+
+    Raises:
+        ValueError: if not even a row at a time fits, with the numbers and what helps.
+    """
+    asked, room = layout_at(None), free - margin
+    tried = []
+    for bound in (None, *_smaller_bounds(asked)):
+        layout = asked if bound is None else layout_at(bound)
+        for policy in policies:
+            plan = _plan(sizes, layout, policy, bound, room)
+            if plan.prediction.peak_bytes + sizes.missing_states <= room:
+                return plan
+            tried.append(plan)
+    least = min(tried, key=lambda plan: plan.prediction.peak_bytes)
+    if least.prediction.peak_bytes + sizes.missing_states > free:
+        raise ValueError(_too_little(least, sizes, free))
+    return replace(least, within_margin=True)
+
+
+def _plan(sizes: ModelSizes, layout: Layout, policy: Policy, bound: int | None, room: int) -> Plan:
+    tokens = max(piece.tokens for one in layout for piece in one.pieces)
+    return Plan(policy, bound, tokens, predict(sizes, layout, policy), room)
+
+
+def _smaller_bounds(layout: Layout) -> list[int]:
+    """Whole rows of the longest length, one row fewer at a time; at last each prompt alone too."""
+    pieces = [piece for one in layout for piece in one.pieces]
+    longest = max(max(piece.completions) for piece in pieces)
+    rows = -(-max(piece.tokens for piece in pieces) // longest)
+    return [*(count * longest for count in range(rows - 1, 0, -1)), 1]
+
+
+def _too_little(plan: Plan, sizes: ModelSizes, free: int) -> str:
+    terms = sorted(plan.prediction.terms.items(), key=lambda term: -term[1])[:3]
+    largest = ", ".join(f"{name} {size / GIB:.2f}" for name, size in terms)
+    need = (plan.prediction.peak_bytes + sizes.missing_states) / GIB
+    return (
+        f"training needs {need:.2f} GiB even with gradient checkpointing {NAMES[plan.policy]} and "
+        f"{plan.tokens_at_once} completion tokens at once, but {free / GIB:.2f} GiB of the GPU are "
+        f"free (largest: {largest}). Lower max_completion_length or max_prompt_length, load the "
+        'model with load_in_4bit=True, or set gradient_checkpointing="offload" to try all the same'
+    )
+
+
+# -------------------------------------------------------------------------------- what is free
+
+
+def free_bytes(device: torch.device) -> tuple[int, int]:
+    """``(bytes that can be had, bytes of these that should stay free)`` on a GPU."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + _idle_bytes(device), max(MARGIN_BYTES, int(MARGIN_SHARE * total))
+
+
+def _idle_bytes(device: torch.device) -> int:
+    """What torch holds without using it; the pools of CUDA graphs belong to the graphs alone."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return sum(
+        segment["total_size"] - segment["allocated_size"]
+        for segment in torch.cuda.memory_snapshot()
+        if segment["device"] == index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+    )
