@@ -250,7 +250,7 @@ class _Shared:
             if y_NF is None:
                 results.append(F.linear(x_ND, weight, bias))
             else:
-                results.append(y_NF.addmm_(x_ND, weight.T))
+                results.append(torch.addmm(y_NF, x_ND, weight.T, out=y_NF))
         return results
 
     def small_gradient(self, upstream: Sequence[Tensor | None]) -> Tensor:

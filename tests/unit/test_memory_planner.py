@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +114,24 @@ def test_a_peak_measured_on_a_card_is_predicted(policy, gib):
     # And their keys and values, and sums of their gradients.
     kv = 4 * 1010 * 28 * QWEN_7B.kv * (4 + (2 if policy is True else 0))
     assert more < beside.peak_bytes - found.peak_bytes <= more + kv
+
+
+def test_recorded_peaks_are_predicted():
+    """Whatever benchmarks/train_pass.py has measured: 4 prompts of about 1,010 tokens x 8."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "train_pass.json"
+    names = {"none": False, "full": True}
+    compared = 0
+    for record in json.loads(path.read_text()):
+        if record["case"] != "qwen2.5-vl-7b, 4 x 8, 1024 tokens":
+            continue
+        system, _, policy = record["system"].partition(", ")
+        if system != "group":
+            continue
+        layout = [PromptPass((1010,) * 4, (ROWS,) * 4)]
+        found = predict(QWEN_7B, layout, names.get(policy, policy))
+        assert found.peak_bytes / GIB == pytest.approx(record["peak_gib"], rel=0.1), policy
+        compared += 1
+    assert compared >= 3
 
 
 def test_each_moment_can_be_the_highest():

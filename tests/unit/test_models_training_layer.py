@@ -213,9 +213,10 @@ def test_products_are_computed_again_only_where_a_policy_says_so(family):
         work[policy] = sum(n for op, n in counts.items() if "attention" not in str(op))
     layer, rank = case.layer, 4
     sizes = {n: getattr(layer, n) for n in ("q", "k", "v", "o", "gate", "up", "down")}
-    # The counter knows no addmm_, which is what applies B.
     flops = {
-        n: 2 * N * m.in_features * (m.out_features + (n != "k") * rank) for n, m in sizes.items()
+        n: 2 * N * (m.in_features * m.out_features)
+        + (n != "k") * 2 * N * rank * (m.in_features + m.out_features)
+        for n, m in sizes.items()
     }
     assert work["selective"] - work[False] == flops["gate"] + flops["up"]
     last = flops["down"] if family == "gemma3" else 0  # the norm behind it keeps its input
