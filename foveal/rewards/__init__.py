@@ -26,6 +26,8 @@ choice_letter             one letter of a multiple choice
 number_answer             one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
 math_answer               equal as mathematics (math-verify)
 boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
+boxes_giou(floor)         the same by generalised IoU, in [floor, 1]
+boxes_map(thresholds, ..) average precision of boxes, times a price on extra ones
 think_answer_format       ``<think>..</think> <answer>..</answer>`` and nothing else
 boxed_format              exactly one ``\\boxed{..}``, after the thinking
 soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
@@ -37,6 +39,7 @@ cover the picture with boxes, repeat tags) earns nothing; the tests say what was
 
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
+from foveal.rewards.boxes_more import boxes_giou, boxes_map
 from foveal.rewards.call import RewardCaller, RewardError, RewardTable, weighted_sum
 from foveal.rewards.choice import choice_letter
 from foveal.rewards.extract import completion_text, extract_answer
@@ -53,6 +56,8 @@ __all__ = [
     "number_within",
     "math_answer",
     "boxes_iou",
+    "boxes_giou",
+    "boxes_map",
     "think_answer_format",
     "boxed_format",
     "soft_overlong",

@@ -14,6 +14,7 @@ from typing import Any
 
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
+from foveal.rewards.boxes_more import boxes_giou, boxes_map
 from foveal.rewards.choice import choice_letter
 from foveal.rewards.format import boxed_format, think_answer_format
 from foveal.rewards.length import soft_overlong
@@ -36,6 +37,8 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
 
 REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "number_within": number_within,
+    "boxes_giou": boxes_giou,
+    "boxes_map": boxes_map,
     "soft_overlong": soft_overlong,
 }
 """Those that do: ``"number_within(rel_tol=0.05)"``, ``"soft_overlong(1024, 128)"``."""
