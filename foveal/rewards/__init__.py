@@ -25,6 +25,11 @@ exact_answer              the text, but for case, spacing and a trailing period
 choice_letter             one letter of a multiple choice
 number_answer             one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
 math_answer               equal as mathematics (math-verify)
+chart_relaxed(rel_tol)    numbers within 5 %, years and text exactly (ChartQA)
+count_shaped(max_off)     a count; near ones earn a part
+exact_set                 items in any order, all and no others
+set_f1(max_extra)         items in any order, by F1; long lists earn nothing
+text_edit(floor)          text read from a picture, by edit distance
 boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
 boxes_giou(floor)         the same by generalised IoU, in [floor, 1]
 boxes_map(thresholds, ..) average precision of boxes, times a price on extra ones
@@ -41,13 +46,17 @@ from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
 from foveal.rewards.boxes_more import boxes_giou, boxes_map
 from foveal.rewards.call import RewardCaller, RewardError, RewardTable, weighted_sum
+from foveal.rewards.chart import chart_relaxed
 from foveal.rewards.choice import choice_letter
+from foveal.rewards.count import count_shaped
 from foveal.rewards.extract import completion_text, extract_answer
 from foveal.rewards.format import boxed_format, think_answer_format
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
+from foveal.rewards.sets import exact_set, set_f1
+from foveal.rewards.text import text_edit
 
 __all__ = [
     "exact_answer",
@@ -55,6 +64,11 @@ __all__ = [
     "number_answer",
     "number_within",
     "math_answer",
+    "chart_relaxed",
+    "count_shaped",
+    "exact_set",
+    "set_f1",
+    "text_edit",
     "boxes_iou",
     "boxes_giou",
     "boxes_map",

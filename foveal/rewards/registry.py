@@ -15,11 +15,15 @@ from typing import Any
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
 from foveal.rewards.boxes_more import boxes_giou, boxes_map
+from foveal.rewards.chart import chart_relaxed
 from foveal.rewards.choice import choice_letter
+from foveal.rewards.count import count_shaped
 from foveal.rewards.format import boxed_format, think_answer_format
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
+from foveal.rewards.sets import exact_set, set_f1
+from foveal.rewards.text import text_edit
 
 RewardFunction = Callable[..., Any]
 """``f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]``, or async."""
@@ -29,6 +33,7 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
     "choice_letter": choice_letter,
     "number_answer": number_answer,
     "math_answer": math_answer,
+    "exact_set": exact_set,
     "boxes_iou": boxes_iou,
     "think_answer_format": think_answer_format,
     "boxed_format": boxed_format,
@@ -37,6 +42,10 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
 
 REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "number_within": number_within,
+    "chart_relaxed": chart_relaxed,
+    "count_shaped": count_shaped,
+    "set_f1": set_f1,
+    "text_edit": text_edit,
     "boxes_giou": boxes_giou,
     "boxes_map": boxes_map,
     "soft_overlong": soft_overlong,
