@@ -30,6 +30,8 @@ count_shaped(max_off)     a count; near ones earn a part
 exact_set                 items in any order, all and no others
 set_f1(max_extra)         items in any order, by F1; long lists earn nothing
 text_edit(floor)          text read from a picture, by edit distance
+json_fields(rel_tol)      a JSON object, field by field; extra fields cost
+points_within(distance)   points in JSON, matched one to one; extra points cost
 boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
 boxes_giou(floor)         the same by generalised IoU, in [floor, 1]
 boxes_map(thresholds, ..) average precision of boxes, times a price on extra ones
@@ -51,9 +53,11 @@ from foveal.rewards.choice import choice_letter
 from foveal.rewards.count import count_shaped
 from foveal.rewards.extract import completion_text, extract_answer
 from foveal.rewards.format import boxed_format, think_answer_format
+from foveal.rewards.json_fields import json_fields
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
+from foveal.rewards.points import points_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.text import text_edit
@@ -69,6 +73,8 @@ __all__ = [
     "exact_set",
     "set_f1",
     "text_edit",
+    "json_fields",
+    "points_within",
     "boxes_iou",
     "boxes_giou",
     "boxes_map",

@@ -19,9 +19,11 @@ from foveal.rewards.chart import chart_relaxed
 from foveal.rewards.choice import choice_letter
 from foveal.rewards.count import count_shaped
 from foveal.rewards.format import boxed_format, think_answer_format
+from foveal.rewards.json_fields import json_fields
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
+from foveal.rewards.points import points_within
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.text import text_edit
 
@@ -46,6 +48,8 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "count_shaped": count_shaped,
     "set_f1": set_f1,
     "text_edit": text_edit,
+    "json_fields": json_fields,
+    "points_within": points_within,
     "boxes_giou": boxes_giou,
     "boxes_map": boxes_map,
     "soft_overlong": soft_overlong,
