@@ -37,6 +37,8 @@ boxes_giou(floor)         the same by generalised IoU, in [floor, 1]
 boxes_map(thresholds, ..) average precision of boxes, times a price on extra ones
 think_answer_format       ``<think>..</think> <answer>..</answer>`` and nothing else
 boxed_format              exactly one ``\\boxed{..}``, after the thinking
+language_of("de")         prose in one of nine languages, by script and stop words
+repetition_penalty_reward 0 down to -1 for n-grams said again: ``..reward(ngram=4)``
 soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
 ========================  =================================================================
 
@@ -54,11 +56,13 @@ from foveal.rewards.count import count_shaped
 from foveal.rewards.extract import completion_text, extract_answer
 from foveal.rewards.format import boxed_format, think_answer_format
 from foveal.rewards.json_fields import json_fields
+from foveal.rewards.language import language_of
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
+from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.text import text_edit
 
@@ -80,6 +84,8 @@ __all__ = [
     "boxes_map",
     "think_answer_format",
     "boxed_format",
+    "language_of",
+    "repetition_penalty_reward",
     "soft_overlong",
     "completion_text",
     "extract_answer",

@@ -20,10 +20,12 @@ from foveal.rewards.choice import choice_letter
 from foveal.rewards.count import count_shaped
 from foveal.rewards.format import boxed_format, think_answer_format
 from foveal.rewards.json_fields import json_fields
+from foveal.rewards.language import language_of
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
+from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.text import text_edit
 
@@ -52,6 +54,8 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "points_within": points_within,
     "boxes_giou": boxes_giou,
     "boxes_map": boxes_map,
+    "language_of": language_of,
+    "repetition_penalty_reward": repetition_penalty_reward,
     "soft_overlong": soft_overlong,
 }
 """Those that do: ``"number_within(rel_tol=0.05)"``, ``"soft_overlong(1024, 128)"``."""
