@@ -42,10 +42,15 @@ repetition_penalty_reward 0 down to -1 for n-grams said again: ``..reward(ngram=
 soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
 ========================  =================================================================
 
-Each is written so that what a policy can do without looking at the picture (list all the choices,
-cover the picture with boxes, repeat tags) earns nothing; the tests say what was thought of.
+Functions written for verl, EasyR1, VLM-R1 or ms-swift run unchanged through ``from_verl``,
+``from_easyr1``, ``from_vlm_r1`` and ``from_ms_swift``; by name ``"from_verl('path/file.py:f')"``.
+
+Each built-in one is written so that what a policy can do without looking at the picture (list all
+the choices, cover the picture with boxes, repeat tags) earns nothing; the tests say what was
+thought of.
 """
 
+from foveal.rewards.adapt import from_easyr1, from_ms_swift, from_verl, from_vlm_r1
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
 from foveal.rewards.boxes_more import boxes_giou, boxes_map
@@ -87,6 +92,10 @@ __all__ = [
     "language_of",
     "repetition_penalty_reward",
     "soft_overlong",
+    "from_verl",
+    "from_easyr1",
+    "from_vlm_r1",
+    "from_ms_swift",
     "completion_text",
     "extract_answer",
     "BUILTIN_REWARDS",

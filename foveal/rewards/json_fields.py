@@ -73,8 +73,8 @@ def json_fields(rel_tol: float = 1e-4, abs_tol: float = 1e-9) -> JsonFields:
 
     Columns: ``answer`` (or ``solution``), JSON text or the decoded object; None where that is no
     object (a mixed data set). Prefer text: a data set of objects gives every row the keys of all
-    the others, filled with None, and those would count. Raises ValueError for a tolerance that is negative or not finite,
-    and for a row without a reference.
+    the others, filled with None, and those would count. Raises ValueError for a tolerance that is
+    negative or not finite, and for a row without a reference.
     """
     for name, value in {"rel_tol": rel_tol, "abs_tol": abs_tol}.items():
         if not (math.isfinite(value) and value >= 0):

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from foveal.rewards.adapt import from_easyr1, from_ms_swift, from_verl, from_vlm_r1
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
 from foveal.rewards.boxes_more import boxes_giou, boxes_map
@@ -57,6 +58,10 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "language_of": language_of,
     "repetition_penalty_reward": repetition_penalty_reward,
     "soft_overlong": soft_overlong,
+    "from_verl": from_verl,
+    "from_easyr1": from_easyr1,
+    "from_vlm_r1": from_vlm_r1,
+    "from_ms_swift": from_ms_swift,
 }
 """Those that do: ``"number_within(rel_tol=0.05)"``, ``"soft_overlong(1024, 128)"``."""
 
