@@ -30,6 +30,8 @@ count_shaped(max_off)     a count; near ones earn a part
 exact_set                 items in any order, all and no others
 set_f1(max_extra)         items in any order, by F1; long lists earn nothing
 text_edit(floor)          text read from a picture, by edit distance
+smiles_match              a molecule, however it is written (needs rdkit)
+smiles_similar(floor)     the same, and up to half for a similar molecule
 json_fields(rel_tol)      a JSON object, field by field; extra fields cost
 points_within(distance)   points in JSON, matched one to one; extra points cost
 boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
@@ -69,6 +71,7 @@ from foveal.rewards.points import points_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
+from foveal.rewards.smiles import smiles_match, smiles_similar
 from foveal.rewards.text import text_edit
 
 __all__ = [
@@ -82,6 +85,8 @@ __all__ = [
     "exact_set",
     "set_f1",
     "text_edit",
+    "smiles_match",
+    "smiles_similar",
     "json_fields",
     "points_within",
     "boxes_iou",

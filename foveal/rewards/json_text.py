@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from foveal.rewards.extract import after_thinking, extract_answer
 
@@ -37,6 +37,6 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a decoded value is a number (``true`` is none)."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -63,7 +63,8 @@ class PointsWithin:
             return self.distance
         if self.share is not None:
             return self.share * _diagonal(columns, row)
-        value = columns[self.column][row] if self.column in columns else None
+        values = columns.get(str(self.column))
+        value = None if values is None else values[row]
         if not is_number(value) or not (math.isfinite(value) and value >= 0):
             raise ValueError(
                 f"row {row}: the column {self.column!r} of points_within holds {value!r:.80}; it "

@@ -28,6 +28,7 @@ from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
+from foveal.rewards.smiles import smiles_match, smiles_similar
 from foveal.rewards.text import text_edit
 
 RewardFunction = Callable[..., Any]
@@ -39,6 +40,7 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
     "number_answer": number_answer,
     "math_answer": math_answer,
     "exact_set": exact_set,
+    "smiles_match": smiles_match,
     "boxes_iou": boxes_iou,
     "think_answer_format": think_answer_format,
     "boxed_format": boxed_format,
@@ -51,6 +53,7 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "count_shaped": count_shaped,
     "set_f1": set_f1,
     "text_edit": text_edit,
+    "smiles_similar": smiles_similar,
     "json_fields": json_fields,
     "points_within": points_within,
     "boxes_giou": boxes_giou,

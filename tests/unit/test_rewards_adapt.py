@@ -171,5 +171,5 @@ def test_a_recipe_names_the_file_and_function_of_another_trainer(tmp_path):
     path = tmp_path / "theirs.py"
     path.write_text("class Length:\n def __call__(self, completions):\n  return [1.0, 2.0]\n")
     assert run(f"from_ms_swift({str(path) + ':Length'!r})", answer=["3", "3"])[0] == [1.0, 2.0]
-    with pytest.raises(ValueError, match="could not be made: .*has no 'Lenght'; did you mean"):
+    with pytest.raises(ValueError, match=r"could not be made: .*has no 'Lenght'; did you mean"):
         run(f"from_ms_swift({str(path) + ':Lenght'!r})", answer=["3", "3"])
