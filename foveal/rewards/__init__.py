@@ -41,6 +41,7 @@ think_answer_format       ``<think>..</think> <answer>..</answer>`` and nothing 
 boxed_format              exactly one ``\\boxed{..}``, after the thinking
 language_of("de")         prose in one of nine languages, by script and stop words
 repetition_penalty_reward 0 down to -1 for n-grams said again: ``..reward(ngram=4)``
+judge(base_url, model)    the score of a language model behind an OpenAI-compatible server
 soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
 ========================  =================================================================
 
@@ -66,6 +67,7 @@ from foveal.rewards.json_fields import json_fields
 from foveal.rewards.language import language_of
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
+from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
@@ -97,6 +99,7 @@ __all__ = [
     "language_of",
     "repetition_penalty_reward",
     "soft_overlong",
+    "judge",
     "from_verl",
     "from_easyr1",
     "from_vlm_r1",

@@ -24,6 +24,7 @@ from foveal.rewards.json_fields import json_fields
 from foveal.rewards.language import language_of
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
+from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
 from foveal.rewards.repetition import repetition_penalty_reward
@@ -61,6 +62,7 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "language_of": language_of,
     "repetition_penalty_reward": repetition_penalty_reward,
     "soft_overlong": soft_overlong,
+    "judge": judge,
     "from_verl": from_verl,
     "from_easyr1": from_easyr1,
     "from_vlm_r1": from_vlm_r1,
