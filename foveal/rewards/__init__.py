@@ -20,30 +20,30 @@ at the top of ``extract``. By name, as in a recipe or on a command line::
 
     reward_funcs: [exact_answer, "number_within(rel_tol=0.05)", "my_rewards.py:mentions_colour"]
 
-========================  =================================================================
-exact_answer              the text, but for case, spacing and a trailing period
-choice_letter             one letter of a multiple choice
-number_answer             one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
-math_answer               equal as mathematics (math-verify)
-chart_relaxed(rel_tol)    numbers within 5 %, years and text exactly (ChartQA)
-count_shaped(max_off)     a count; near ones earn a part
-exact_set                 items in any order, all and no others
-set_f1(max_extra)         items in any order, by F1; long lists earn nothing
-text_edit(floor)          text read from a picture, by edit distance
-smiles_match              a molecule, however it is written (needs rdkit)
-smiles_similar(floor)     the same, and up to half for a similar molecule
-json_fields(rel_tol)      a JSON object, field by field; extra fields cost
-points_within(distance)   points in JSON, matched one to one; extra points cost
-boxes_iou                 boxes in JSON, matched one to one; extra boxes cost
-boxes_giou(floor)         the same by generalised IoU, in [floor, 1]
-boxes_map(thresholds, ..) average precision of boxes, times a price on extra ones
-think_answer_format       ``<think>..</think> <answer>..</answer>`` and nothing else
-boxed_format              exactly one ``\\boxed{..}``, after the thinking
-language_of("de")         prose in one of nine languages, by script and stop words
-repetition_penalty_reward 0 down to -1 for n-grams said again: ``..reward(ngram=4)``
-judge(base_url, model)    the score of a language model behind an OpenAI-compatible server
-soft_overlong(max, cache) 0, then linearly down to -1 near the token budget
-========================  =================================================================
+=========================  ================================================================
+exact_answer               the text, but for case, spacing and a trailing period
+choice_letter              one letter of a multiple choice
+number_answer              one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
+math_answer                equal as mathematics (math-verify)
+chart_relaxed(rel_tol)     numbers within 5 %, years and text exactly (ChartQA)
+count_shaped(max_off)      a count; near ones earn a part
+exact_set                  items in any order, all and no others
+set_f1(max_extra)          items in any order, by F1; long lists earn nothing
+text_edit(floor)           text read from a picture, by edit distance
+smiles_match               a molecule, however it is written (needs rdkit)
+smiles_similar(floor)      the same, and up to half for a similar molecule
+json_fields(rel_tol)       a JSON object, field by field; extra fields cost
+points_within(distance)    points in JSON, matched one to one; extra points cost
+boxes_iou                  boxes in JSON, matched one to one; extra boxes cost
+boxes_giou(floor)          the same by generalised IoU, in [floor, 1]
+boxes_map(thresholds)      average precision of boxes, times a price on extra ones
+think_answer_format        ``<think>..</think> <answer>..</answer>`` and nothing else
+boxed_format               exactly one ``\\boxed{..}``, after the thinking
+language_of("de")          prose in one of nine languages, by script and stop words
+repetition_penalty_reward  0 down to -1 for n-grams said again: ``..reward(ngram=4)``
+judge(base_url, model)     the score of a language model behind an OpenAI-compatible server
+soft_overlong(max, cache)  0, then linearly down to -1 near the token budget
+=========================  ================================================================
 
 Functions written for verl, EasyR1, VLM-R1 or ms-swift run unchanged through ``from_verl``,
 ``from_easyr1``, ``from_vlm_r1`` and ``from_ms_swift``; by name ``"from_verl('path/file.py:f')"``.
