@@ -7,25 +7,22 @@ fences the last counts. Coordinates are of the same picture, in the same unit, a
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from foveal.rewards.extract import (
-    after_thinking,
     completion_texts,
     extract_answer,
     normalised,
     reference_values,
 )
+from foveal.rewards.json_text import answered_json, decoded, is_number
 
 if TYPE_CHECKING:
     import numpy as np
 
-_FENCED = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
 _LARGEST = 1e6
 """No picture has a coordinate beyond it, and products of coordinates stay exact below it."""
 
@@ -51,15 +48,25 @@ def boxes_iou(completions: Sequence[Any], **columns: Any) -> list[float | None]:
     list of boxes (a mixed data set). Raises ValueError for a reference box without area and for a
     row without a reference.
     """
+    return [
+        None if reference is None else 0.0 if answer is None else match_score(answer, reference)
+        for answer, reference in answered_boxes(completions, columns)
+    ]
+
+
+def answered_boxes(
+    completions: Sequence[Any], columns: Mapping[str, Any]
+) -> list[tuple[list[Box] | None, list[Box] | None]]:
+    """The boxes of each row's completion and of its reference, None where there is no list.
+
+    Raises ValueError for a reference box without area and for a row without a reference.
+    """
     references = [
         _reference_boxes(value, row)
         for row, value in enumerate(reference_values(columns, len(completions)))
     ]
-    answers = [parse_boxes(_answered(text)) for text in completion_texts(completions)]
-    return [
-        None if reference is None else 0.0 if answer is None else match_score(answer, reference)
-        for answer, reference in zip(answers, references, strict=True)
-    ]
+    answers = [parse_boxes(answered_json(text)) for text in completion_texts(completions)]
+    return list(zip(answers, references, strict=True))
 
 
 def _reference_boxes(value: Any, row: int) -> list[Box] | None:
@@ -73,18 +80,11 @@ def _reference_boxes(value: Any, row: int) -> list[Box] | None:
     return boxes
 
 
-def _answered(text: str) -> str:
-    """The extracted answer, but a code fence goes before "answer is": JSON has several lines."""
-    after = after_thinking(text)
-    return after if "<answer>" not in after and "```" in after else extract_answer(text).text
-
-
 def parse_boxes(text: str) -> list[Box] | None:
     """The boxes in JSON ``text``, malformed ones included; None if it is no JSON list or box."""
-    fenced = _FENCED.findall(text)
     try:
-        return _boxes(json.loads(fenced[-1] if fenced else text))
-    except (ValueError, RecursionError):
+        return _boxes(decoded(text))
+    except ValueError:
         return None
 
 
@@ -102,11 +102,7 @@ def _box(item: Any) -> Box:
 
 
 def _is_corners(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
 
 
 def _corners(value: Any) -> tuple[float, float, float, float] | None:
@@ -125,7 +121,7 @@ def match_score(predicted: Sequence[Box], reference: Sequence[Box]) -> float:
     count = max(len(predicted), len(reference))
     if count == 0:
         return 1.0
-    iou_PR = _iou(predicted, reference)
+    iou_PR = pairwise_iou(predicted, reference)
     if iou_PR.size == 0:
         return 0.0
     from scipy.optimize import linear_sum_assignment
@@ -135,21 +131,57 @@ def match_score(predicted: Sequence[Box], reference: Sequence[Box]) -> float:
     return math.fsum(iou_PR[rows, columns].tolist()) / count
 
 
-def _iou(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
+def pairwise_iou(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
     """IoU of each pair, ``[predicted, reference]``; 0 for malformed boxes and other labels."""
+    overlap, union, _ = pairwise_areas(predicted, reference)
+    return _ratio(overlap, union) * _matchable(predicted, reference)
+
+
+def pairwise_giou(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
+    """Generalised IoU (arXiv:1902.09630) of each pair, ``[predicted, reference]``, in [-1, 1].
+
+    IoU minus the share of the smallest enclosing box that the union leaves empty; -1 for malformed
+    boxes and other labels.
+    """
+    import numpy as np
+
+    overlap, union, hull = pairwise_areas(predicted, reference)
+    giou = _ratio(overlap, union) - _ratio(hull - union, hull)
+    return np.where(_matchable(predicted, reference), giou, -1.0)
+
+
+def pairwise_areas(
+    predicted: Sequence[Box], reference: Sequence[Box]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Areas of overlap, union and enclosing box of each pair, ``[predicted, reference]``."""
     import numpy as np
 
     nowhere = (0.0, 0.0, 0.0, 0.0)
     first = np.array([box.corners or nowhere for box in predicted]).reshape(-1, 1, 4)
     second = np.array([box.corners or nowhere for box in reference]).reshape(1, -1, 4)
-    sides = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
+    inner = np.minimum(first[..., 2:], second[..., 2:]) - np.maximum(
         first[..., :2], second[..., :2]
     )
-    overlap = np.maximum(sides, 0.0).prod(axis=-1)
+    outer = np.maximum(first[..., 2:], second[..., 2:]) - np.minimum(
+        first[..., :2], second[..., :2]
+    )
+    overlap = np.maximum(inner, 0.0).prod(axis=-1)
     area = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (first, second)]
-    union = area[0] + area[1] - overlap
-    iou = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return overlap, area[0] + area[1] - overlap, outer.prod(axis=-1)
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
+
+
+def _matchable(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray:
+    """Which pairs are boxes whose labels do not differ, ``[predicted, reference]``."""
+    import numpy as np
+
     agree = [
-        [not (p.label and r.label) or p.label == r.label for r in reference] for p in predicted
+        [bool(p.corners) and (not (p.label and r.label) or p.label == r.label) for r in reference]
+        for p in predicted
     ]
-    return iou * np.array(agree, dtype=bool).reshape(iou.shape)
+    return np.array(agree, dtype=bool).reshape(len(predicted), len(reference))

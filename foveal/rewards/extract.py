@@ -57,6 +57,11 @@ def completion_text(completion: Any) -> str:
     )
 
 
+def message_text(message: Mapping[str, Any]) -> str:
+    """Text of one message, as in ``completion_text``."""
+    return _content_text(message.get("content"))
+
+
 def completion_texts(completions: Sequence[Any]) -> list[str]:
     """``completion_text`` of each row; errors name the row."""
     texts = []

@@ -101,11 +101,11 @@ class NumberWithin:
         references = [the_number(text) for text in reference_texts(columns, len(completions))]
         answers = [the_number(extract_answer(t).text) for t in completion_texts(completions)]
         return [
-            None if reference is None else float(self._accepts(answer, reference))
+            None if reference is None else float(self.accepts(answer, reference))
             for answer, reference in zip(answers, references, strict=True)
         ]
 
-    def _accepts(self, answer: Number | None, reference: Number) -> bool:
+    def accepts(self, answer: Number | None, reference: Number) -> bool:
         if answer is None:
             return False
         # The second differs from the first only where one side alone has a percent sign.

@@ -12,13 +12,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from foveal.rewards.adapt import from_easyr1, from_ms_swift, from_verl, from_vlm_r1
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.boxes import boxes_iou
+from foveal.rewards.boxes_more import boxes_giou, boxes_map
+from foveal.rewards.chart import chart_relaxed
 from foveal.rewards.choice import choice_letter
+from foveal.rewards.count import count_shaped
 from foveal.rewards.format import boxed_format, think_answer_format
+from foveal.rewards.json_fields import json_fields
+from foveal.rewards.language import language_of
 from foveal.rewards.length import soft_overlong
 from foveal.rewards.maths import math_answer
+from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
+from foveal.rewards.points import points_within
+from foveal.rewards.repetition import repetition_penalty_reward
+from foveal.rewards.sets import exact_set, set_f1
+from foveal.rewards.smiles import smiles_match, smiles_similar
+from foveal.rewards.text import text_edit
 
 RewardFunction = Callable[..., Any]
 """``f(prompts=, completions=, completion_ids=, **columns) -> list[float | None]``, or async."""
@@ -28,6 +40,8 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
     "choice_letter": choice_letter,
     "number_answer": number_answer,
     "math_answer": math_answer,
+    "exact_set": exact_set,
+    "smiles_match": smiles_match,
     "boxes_iou": boxes_iou,
     "think_answer_format": think_answer_format,
     "boxed_format": boxed_format,
@@ -36,7 +50,23 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
 
 REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "number_within": number_within,
+    "chart_relaxed": chart_relaxed,
+    "count_shaped": count_shaped,
+    "set_f1": set_f1,
+    "text_edit": text_edit,
+    "smiles_similar": smiles_similar,
+    "json_fields": json_fields,
+    "points_within": points_within,
+    "boxes_giou": boxes_giou,
+    "boxes_map": boxes_map,
+    "language_of": language_of,
+    "repetition_penalty_reward": repetition_penalty_reward,
     "soft_overlong": soft_overlong,
+    "judge": judge,
+    "from_verl": from_verl,
+    "from_easyr1": from_easyr1,
+    "from_vlm_r1": from_vlm_r1,
+    "from_ms_swift": from_ms_swift,
 }
 """Those that do: ``"number_within(rel_tol=0.05)"``, ``"soft_overlong(1024, 128)"``."""
 
