@@ -174,6 +174,20 @@ def find_checkpoint(
     return _base_of_adapter(name, adapter, revision, token)
 
 
+def load_processor(
+    model_name: str | Path, revision: str | None = None, token: str | bool | None = None
+) -> Any:
+    """The processor of a checkpoint, or of the base of an adapter; no weights are read.
+
+    Raises:
+        ValueError: as ``find_checkpoint``, and for a processor that cannot be read or a family
+            that is not supported.
+    """
+    place = find_checkpoint(model_name, revision, token)
+    family_module(str(place.config.get("model_type")))
+    return _load_processor(place, token, trust_remote_code=False)
+
+
 def choose_dtype(
     requested: torch.dtype | str | None, device: torch.device
 ) -> tuple[torch.dtype, str]:
