@@ -21,9 +21,7 @@ BACKENDS = ("engine", "transformers")
 
 DataOption = Annotated[
     str | None,
-    typer.Option(
-        help="File, folder or hub id; or task:NAME, made now.", show_default=False
-    ),
+    typer.Option(help="File, folder or hub id; or task:NAME, made now.", show_default=False),
 ]
 RowsOption = Annotated[
     int | None,
