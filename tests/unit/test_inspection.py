@@ -11,7 +11,7 @@ from foveal.data import PromptBuilder, load_rows
 from foveal.inspection import check_rows, inspect_rows, quartiles, reads_answer
 from foveal.report.inspection import evenly, facts, findings_table, write_page
 from foveal.rewards import exact_answer, number_within, soft_overlong, think_answer_format
-from foveal.testing import tiny
+from foveal.testing import TINY_FAMILIES, tiny
 from tests.samples import picture
 
 
@@ -49,12 +49,18 @@ def file(tmp_path):
     return path
 
 
+def builder_of(family: str, bound: int | None = None) -> PromptBuilder:
+    model, processor = tiny(family)
+    # As the command finds it, without a model.
+    assert processor.image_token_id == model.config.image_token_id
+    return PromptBuilder(
+        processor, image_token_id=processor.image_token_id, max_prompt_length=bound
+    )
+
+
 @pytest.fixture(scope="module")
 def builder():
-    model, processor = tiny("qwen2_5_vl")
-    return PromptBuilder(
-        processor, image_token_id=model.config.image_token_id, max_prompt_length=300
-    )
+    return builder_of("qwen2_5_vl", 300)
 
 
 def test_each_planted_defect_is_found_in_its_row_and_no_other(file, builder):
@@ -73,7 +79,9 @@ def test_each_planted_defect_is_found_in_its_row_and_no_other(file, builder):
         check_rows(load_rows(file), [exact_answer])
 
 
-def test_sound_rows_count_right_and_fail_nothing(file, builder):
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_sound_rows_count_right_and_fail_nothing(file, family):
+    builder = builder_of(family)
     good = [n for n in range(16) if n not in DEFECTS]
     source = load_rows(file)
     rows = [{**sound(n), "images": [str(file.parent / f"{n}.png")]} for n in good]
