@@ -282,7 +282,7 @@ def _prompt_builder(model: str, max_prompt_length: int | None) -> Any:
     from foveal.data import PromptBuilder
     from foveal.models.load import load_processor
 
-    processor = load_processor(model)
+    processor, image_token_id = load_processor(model)
     return PromptBuilder(
-        processor, image_token_id=processor.image_token_id, max_prompt_length=max_prompt_length
+        processor, image_token_id=image_token_id, max_prompt_length=max_prompt_length
     )

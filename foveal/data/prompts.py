@@ -149,7 +149,9 @@ class PromptBuilder:
         Raises:
             ValueError: the processor refuses pictures of this size.
         """
-        return self._expansion(width, height).count(self.processor.image_token)
+        # Not the processor's image_token: Gemma's is the one that opens a picture.
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return self._expansion(width, height).count(token)
 
     def _render(self, messages: list[dict[str, Any]], index: int) -> str:
         self._refuse_placeholders(messages, index)

@@ -9,9 +9,10 @@ import pytest
 
 from foveal.data import PromptBuilder, load_rows
 from foveal.inspection import check_rows, inspect_rows, quartiles, reads_answer
+from foveal.models.load import load_processor
 from foveal.report.inspection import evenly, facts, findings_table, write_page
 from foveal.rewards import exact_answer, number_within, soft_overlong, think_answer_format
-from foveal.testing import TINY_FAMILIES, tiny
+from foveal.testing import TINY_FAMILIES, save_tiny, tiny
 from tests.samples import picture
 
 
@@ -51,10 +52,8 @@ def file(tmp_path):
 
 def builder_of(family: str, bound: int | None = None) -> PromptBuilder:
     model, processor = tiny(family)
-    # As the command finds it, without a model.
-    assert processor.image_token_id == model.config.image_token_id
     return PromptBuilder(
-        processor, image_token_id=processor.image_token_id, max_prompt_length=bound
+        processor, image_token_id=model.config.image_token_id, max_prompt_length=bound
     )
 
 
@@ -92,6 +91,13 @@ def test_sound_rows_count_right_and_fail_nothing(file, family):
     assert seen.tokens == [len(prompt.ids) for prompt in prompts]
     assert seen.picture_tokens == [prompt.images[0].num_tokens for prompt in prompts]
     check_rows(load_rows(rows), [exact_answer])
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_a_processor_loaded_alone_comes_with_the_models_picture_token(family, tmp_path):
+    model, _ = tiny(family)
+    _, image_token_id = load_processor(save_tiny(tmp_path, family))
+    assert image_token_id == model.config.image_token_id
 
 
 def texts(count: int, **columns) -> list[dict]:
