@@ -1,12 +1,10 @@
-"""The command line: ``foveal demo | train | eval | chat | doctor | version``.
+"""The command line: ``foveal demo | train | eval | data | chat | doctor | version``.
 
 Torch is loaded inside the commands that compute, so that help and messages come at once.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +15,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import foveal
+from foveal import cli_measure
 
 if TYPE_CHECKING:
-    from foveal.evaluate import Evaluation
     from foveal.recipe import CheckedRecipe
 
 USER_ERROR = 2
@@ -125,72 +123,8 @@ def _plan(checked: CheckedRecipe) -> Table:
     return table
 
 
-@app.command("eval")
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Checkpoint or adapter: folder or hub id.")],
-    data: Annotated[str, typer.Argument(help="File, folder or hub id.")],
-    reward: Annotated[
-        list[str],
-        typer.Option(help="Name of a reward; several times for several, the first is accuracy."),
-    ],
-    n: Annotated[int, typer.Option("--n", help="Answers to each question.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 512,
-    batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As in training.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the result to this file too.")
-    ] = None,
-) -> None:
-    """Answer every row of a data set and show the mean of each reward."""
-    from foveal.data import load_rows
-    from foveal.rewards import resolve
-
-    functions = [resolve(name) for name in reward]
-    load_rows(data)  # a wrong name must not wait for the weights
-    if n < 1 or (n > 1 and temperature == 0):
-        raise ValueError(
-            f"--n is {n} at --temperature {temperature:g}; give at least 1, and a temperature "
-            "above 0 for more than 1, because greedy answers are all the same"
-        )
-    from foveal.evaluate import evaluate as evaluate_model
-    from foveal.fast_model import FastVisionModel
-
-    settings = {"num_generations": n, "temperature": temperature, "seed": seed}
-    policy, processor = FastVisionModel.from_pretrained(model, load_in_4bit=load_in_4bit)
-    result = evaluate_model(
-        policy,
-        processor,
-        data,
-        functions,
-        max_completion_length=max_tokens,
-        batch_size=batch_size,
-        show_progress=True,
-        **settings,
-    )
-    Console().print(_rewards_table(result, model, data))
-    if json_file is not None:
-        about = {"model": model, "data": data, **settings}
-        _write_json(json_file, {**about, "max_completion_length": max_tokens}, result)
-
-
-def _rewards_table(result: Evaluation, model: str, data: str) -> Table:
-    table = Table(title=f"{model} on {data}")
-    table.add_column("reward")
-    table.add_column("mean", justify="right")
-    for name, mean in result.rewards.items():
-        table.add_row(name, "-" if math.isnan(mean) else f"{mean:.4f}")
-    table.caption = f"{result.completions} answers to {result.prompts} questions"
-    return table
-
-
-def _write_json(path: Path, about: dict[str, Any], result: Evaluation) -> None:
-    means = {name: None if math.isnan(mean) else mean for name, mean in result.rewards.items()}
-    counts = {"prompts": result.prompts, "completions": result.completions}
-    whole = {**about, "foveal": foveal.__version__, **counts, "rewards": means}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+app.command("eval")(cli_measure.evaluate)
+app.add_typer(cli_measure.data_app, name="data")
 
 
 @app.command()

@@ -17,13 +17,16 @@ Four steps, one file each, each usable alone:
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
                 (``forms``: prompts as they are typed, for generation)
 
+``identity`` says which rows are the same.
+
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
 
 from foveal.data.columns import FORMATS, NormalRow, detect_format, normalise_row
 from foveal.data.datasets import RowSource, load_rows
 from foveal.data.forms import PromptReader, list_prompts
-from foveal.data.images import MIN_SIDE, load_image
+from foveal.data.identity import question_key, row_key
+from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
 from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
 
 __all__ = [
@@ -34,7 +37,11 @@ __all__ = [
     "NormalRow",
     "FORMATS",
     "load_image",
+    "stored_picture",
+    "PictureError",
     "MIN_SIDE",
+    "row_key",
+    "question_key",
     "PromptBuilder",
     "PromptTooLong",
     "survey",

@@ -18,7 +18,7 @@ from PIL import Image
 from foveal.data.images import load_image
 from foveal.data.messages import place_images, plain_list, to_messages, with_system_prompt
 
-__all__ = ["FORMATS", "NormalRow", "RowFormat", "detect_format", "normalise_row"]
+__all__ = ["FORMATS", "NormalRow", "RowFormat", "detect_format", "normalise_row", "stored_pictures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def normalise_row(
     _refuse_unsupported(row, index)
     messages = to_messages(row[question], index, question)
     messages, reference = _take_reference(messages, question, index)
-    pictures = _load_pictures(row, index, base_dir)
+    pictures = [load_image(value, row=index, base_dir=base_dir) for value in stored_pictures(row)]
     messages, images = place_images(
         messages, pictures, index, lambda value: load_image(value, row=index, base_dir=base_dir)
     )
@@ -171,9 +171,9 @@ def _take_reference(
     return messages[:-1], _answer_text("".join(texts))
 
 
-def _load_pictures(row: Mapping[str, Any], index: int, base_dir: Any) -> list[Image.Image]:
-    values = _as_list(row.get("images")) or _as_list(row.get("image"))
-    return [load_image(value, row=index, base_dir=base_dir) for value in values]
+def stored_pictures(row: Mapping[str, Any]) -> list[Any]:
+    """What the columns ``images`` or ``image`` hold, each for ``load_image`` to read."""
+    return _as_list(row.get("images")) or _as_list(row.get("image"))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -15,12 +15,20 @@ import struct
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
-__all__ = ["MAX_DOWNLOAD_BYTES", "MIN_SIDE", "URL_TIMEOUT_SECONDS", "load_image"]
+__all__ = [
+    "MAX_DOWNLOAD_BYTES",
+    "MIN_SIDE",
+    "URL_TIMEOUT_SECONDS",
+    "PictureError",
+    "load_image",
+    "stored_picture",
+]
 
 MIN_SIDE = 28
 """Shortest side in pixels: one merged patch of Qwen2.5-VL (14 px, merged 2 by 2)."""
@@ -54,7 +62,7 @@ def load_image(
 
     Raises:
         TypeError: ``value`` is of no accepted type.
-        ValueError: the picture is missing, unreadable, empty or too small.
+        PictureError: a ValueError: the picture is missing, unreadable, empty or too small.
     """
     where = _Where(row, _shorten(value))
     source = _find(value, where, base_dir)
@@ -63,7 +71,7 @@ def load_image(
         _check_size(opened, where)
         opened.load()
         picture = _to_rgb(ImageOps.exif_transpose(opened), where)
-    except _Rejected:
+    except PictureError:
         raise
     except _DAMAGE as error:
         raise where.rejects(
@@ -73,8 +81,43 @@ def load_image(
     return picture
 
 
-class _Rejected(ValueError):
-    """Our own verdict, told apart from the ValueErrors that Pillow raises on damaged files."""
+@dataclass(frozen=True, slots=True)
+class StoredPicture:
+    """A picture as it lies in the data, before it is made upright and RGB."""
+
+    format: str
+    """Such as "PNG"; "memory" for a PIL image that was never a file."""
+    mode: str
+    """Pillow's, such as "RGBA"."""
+
+
+def stored_picture(
+    value: Any, base_dir: str | os.PathLike[str] | None = None
+) -> StoredPicture | None:
+    """How a picture is stored, without decoding it.
+
+    Args:
+        value: as for ``load_image``.
+        base_dir: as for ``load_image``.
+
+    Returns:
+        None for what would have to be downloaded, or cannot be read as a picture.
+    """
+    if isinstance(value, str) and value[:8].lower().startswith(("http://", "https://")):
+        return None
+    try:
+        source = _find(value, _Where(None, ""), base_dir)
+        opened = Image.open(io.BytesIO(source)) if isinstance(source, bytes) else source
+    except (*_DAMAGE, TypeError):
+        return None
+    return StoredPicture(opened.format or "memory", opened.mode)
+
+
+class PictureError(ValueError):
+    """A picture is missing or unusable. Told apart from what Pillow raises on damaged files."""
+
+    missing = False
+    """Whether there is no such file."""
 
 
 class _Where:
@@ -84,8 +127,8 @@ class _Where:
         self.prefix = "" if row is None else f"row {row}: "
         self.value = value
 
-    def rejects(self, fault: str, remedy: str) -> _Rejected:
-        return _Rejected(f"{self.prefix}picture {self.value} {fault}. {remedy}.")
+    def rejects(self, fault: str, remedy: str) -> PictureError:
+        return PictureError(f"{self.prefix}picture {self.value} {fault}. {remedy}.")
 
 
 def _find(value: Any, where: _Where, base_dir: Any) -> bytes | Image.Image:
@@ -136,11 +179,13 @@ def _from_text(value: str, where: _Where, base_dir: Any) -> bytes:
 def _from_path(path: Path, where: _Where, base_dir: Any) -> bytes:
     path = Path(base_dir or ".", os.path.expanduser(path))
     if not os.path.isfile(path):
-        raise where.rejects(
+        error = where.rejects(
             f"was looked for as the file {_shorten(path.absolute())}, which does not exist",
             "Correct the path (relative paths start at the folder of the data file), or drop "
             "the row",
         )
+        error.missing = True
+        raise error
     try:
         return _not_empty(path.read_bytes(), where)
     except OSError as error:

@@ -143,6 +143,16 @@ class PromptBuilder:
         options = self._tokenizer_options(text)
         return len(self.processor.tokenizer(text, **options)["input_ids"])
 
+    def picture_tokens(self, width: int, height: int) -> int:
+        """M: tokens that stand for one picture of this size in pixels.
+
+        Raises:
+            ValueError: the processor refuses pictures of this size.
+        """
+        # Not the processor's image_token: Gemma's is the one that opens a picture.
+        token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return self._expansion(width, height).count(token)
+
     def _render(self, messages: list[dict[str, Any]], index: int) -> str:
         self._refuse_placeholders(messages, index)
         try:

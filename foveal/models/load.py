@@ -174,6 +174,28 @@ def find_checkpoint(
     return _base_of_adapter(name, adapter, revision, token)
 
 
+def load_processor(
+    model_name: str | Path, revision: str | None = None, token: str | bool | None = None
+) -> tuple[Any, int]:
+    """The processor of a checkpoint, or of the base of an adapter; no weights are read.
+
+    Returns:
+        The processor, and the id that stands once for every image token of a prompt. The latter
+        is the config's: Gemma 3's processor calls the token that opens a picture its own.
+
+    Raises:
+        ValueError: as ``find_checkpoint``, and for a processor that cannot be read or a family
+            that is not supported.
+    """
+    from transformers import AutoConfig
+
+    place = find_checkpoint(model_name, revision, token)
+    family_module(str(place.config.get("model_type")))
+    processor = _load_processor(place, token, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(place.base, revision=place.revision, token=token)
+    return processor, int(config.image_token_id)
+
+
 def choose_dtype(
     requested: torch.dtype | str | None, device: torch.device
 ) -> tuple[torch.dtype, str]:

@@ -194,35 +194,97 @@ def test_a_defect_is_no_wrong_input():
 # -- eval
 
 
-def test_eval_shows_the_means_and_writes_them(recipe, checkpoint, questions, tmp_path):
+def test_eval_shows_and_writes_a_result_that_another_is_compared_with(
+    recipe, checkpoint, questions, tmp_path
+):
     # Four answers to each of three questions: rewards 0, 1, 0, 1, ... have the mean 0.5.
     reward = f"{recipe.parent / 'rewards.py'}:by_turns"
-    file = tmp_path / "results" / "eval.json"
-    shown = run(
-        *("eval", checkpoint, questions, "--reward", "exact_answer", "--reward", reward),
-        *("--n", 4, "--temperature", 1, "--max-tokens", 3, "--json", file),
-    )
-    assert re.search(r"exact_answer\W+0\.0000", shown) and re.search(r"by_turns\W+0\.5000", shown)
-    written = json.loads(file.read_text())
-    assert written["rewards"] == {"exact_answer": 0.0, "by_turns": 0.5}
-    assert (written["prompts"], written["completions"]) == (3, 12)
+    files = tmp_path / "results" / "one.json", tmp_path / "results" / "other.json"
+    asked = ("--data", questions, "--max-tokens", 3, "--samples", 4, "--temperature", 1)
+    judge = ("--reward", reward, "--reward", "exact_answer")
+    shown = run("eval", checkpoint, *asked, *judge, "--out", files[0])
+    assert "12 answers to 3 questions" in shown
+    written = json.loads(files[0].read_text())
+    means = {name: m["mean"] for name, m in written["summary"]["overall"]["metrics"].items()}
+    assert (means["pass@1"], means["pass@2"], means["pass@4"]) == (0.5, pytest.approx(5 / 6), 1.0)
+    assert (means["reward/by_turns"], means["reward/exact_answer"]) == (0.5, 0.0)
+    settings = written["settings"]
+    assert (settings["samples"], settings["temperature"], settings["rows"]) == (4, 1.0, 3)
+
+    other = ("--backend", "transformers", "--rows", 2, "--seed", 5, "--k", 3)
+    run("eval", checkpoint, *asked, *judge, *other, "--out", files[1])
+    assert "pass@3" in json.loads(files[1].read_text())["summary"]["overall"]["metrics"]
+    both = tmp_path / "both.json"
+    shown = run("eval", "--compare", *files, "--out", both)
+    assert "2 common prompts (1 only in the first, 0 in the second)" in " ".join(shown.split())
+    assert json.loads(both.read_text())["metrics"]["pass@1"]["test"]["p_value"] == 1.0
+
+
+def test_eval_makes_the_rows_of_a_task_and_groups_by_difficulty(checkpoint, tmp_path):
+    file = tmp_path / "task.json"
+    levels = ("--difficulty", 1, "--difficulty", 3, "--rows", 2)
+    run("eval", checkpoint, "--data", "task:shapes", *levels, "--max-tokens", 2, "--out", file)
+    summary = json.loads(file.read_text())["summary"]
+    assert {name: group["prompts"] for name, group in summary["by_difficulty"].items()} == {
+        "1": 2,
+        "3": 2,
+    }
+    assert summary["overall"]["metrics"]["pass@1"]["method"] == "wilson"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--reward", "exact_anwser"], "did you mean 'exact_answer'"),
-        (["--reward", "exact_answer", "--n", 2], "--n is 2 at --temperature 0"),
+        (["--reward", "exact_answer", "--samples", 2], "--samples is 2 at --temperature 0"),
+        (["--reward", "exact_answer", "--k", 2], "--k is 2; it must lie in 1 to --samples"),
+        (["--reward", "exact_answer", "--backend", "vlm"], "--backend is 'vlm'"),
+        (["--reward", "exact_answer", "--difficulty", 1], "--difficulty is for task:NAME"),
+        ([], "--reward is missing"),
+        (["--compare", "a.json", "b.json"], "--compare runs no model"),
     ],
 )
 def test_eval_refuses_before_it_loads_weights(questions, arguments, words):
-    assert words in run("eval", "no-such-model", questions, *arguments, code=2)
+    assert words in run("eval", "no-such-model", "--data", questions, *arguments, code=2)
 
 
 def test_eval_names_data_and_model_that_are_not_there(checkpoint, questions):
     asked = ("--reward", "exact_answer")
-    assert "none.parquet" in run("eval", checkpoint, "none.parquet", *asked, code=2)
-    assert "there is no folder './none'" in run("eval", "./none", questions, *asked, code=2)
+    assert "none.parquet" in run("eval", checkpoint, "--data", "none.parquet", *asked, code=2)
+    assert "there is no folder './none'" in run(
+        "eval", "./none", "--data", questions, *asked, code=2
+    )
+    assert "no task is called 'shape'" in run("eval", checkpoint, "--data", "task:shape", code=2)
+    assert "give MODEL and --data" in run("eval", checkpoint, code=2)
+    assert "a.json cannot be read" in run("eval", "--compare", "a.json", "b.json", code=2)
+
+
+def test_eval_names_bad_rows_before_it_loads_weights(questions):
+    (questions / "1.png").write_bytes(b"no picture")
+    metadata = questions / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace('"answer": "3"', '"answer": ""', 1))
+    shown = run("eval", "./none", "--data", questions, "--reward", "exact_answer", code=2)
+    assert "2 of 3 rows cannot be used: row 0: it has no answer" in shown and "row 1:" in shown
+
+
+# -- data
+
+
+def test_data_inspect_fails_for_errors_and_for_warnings_if_strict(questions, checkpoint, tmp_path):
+    page = tmp_path / "page.html"
+    shown = run("data", "inspect", questions, "--model", checkpoint, "--page", page)
+    assert "prompt, tokens" in shown and "Findings" not in shown and page.stat().st_size > 3000
+    bound = ("--max-prompt-length", 10)
+    shown = run("data", "inspect", questions, "--model", checkpoint, *bound, code=1)
+    assert "3 of 3" in shown and "all prompts are longer" in " ".join(shown.split())
+    metadata = questions / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() + metadata.read_text().splitlines()[0] + "\n")
+    run("data", "inspect", questions)
+    shown = run("data", "inspect", questions, "--strict", code=1)
+    assert re.search(r"warning\W+3\W+it is the same as row 0", shown)
+    (questions / "2.png").unlink()
+    assert re.search(r"error\W+2\W", run("data", "inspect", questions, code=1))
+    assert "--model" in run("data", "inspect", questions, *bound, code=2)
 
 
 # -- demo, doctor
