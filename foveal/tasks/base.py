@@ -37,7 +37,7 @@ class Drawn:
 class DrawnTask:
     """A task family that draws its pictures with ``Canvas``."""
 
-    name: ClassVar[str]
+    name: str
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of question; every row's is in ``metadata["kind"]``."""
 

@@ -7,7 +7,7 @@
     drawdown  largest fall from a close to a later close, in percent of the former
 
 The number of up days is drawn before the prices, and so is the day of the largest rise. Numbers
-may be off by what misreading the axis by a tenth of a tick, at either end, can cause.
+may be off by what misreading a price by a tenth of a tick can cause.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from foveal.tasks.canvas import INKS, PAPERS, Canvas
 from foveal.tasks.dice import Dice
 
 WIDTH, HEIGHT = 364, 280
-DAYS = (4, 6, 8, 11, 14)
+DAYS = (5, 7, 9, 11, 14)
 LOOKS = (((30, 150, 80), (210, 50, 50)), ((40, 110, 200), (225, 120, 30)))
 
 TEMPLATES = {
@@ -47,7 +47,7 @@ TEMPLATES = {
 class CandlesTask(DrawnTask):
     """The task family "candles"."""
 
-    name: ClassVar[str] = "candles"
+    name: str = "candles"
     kinds: ClassVar[tuple[str, ...]] = ("up", "gain", "day", "return", "drawdown")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:
@@ -111,8 +111,8 @@ def _bodies(dice: Dice, n: int, difficulty: int) -> tuple[list[int], int]:
 def _candles(dice: Dice, bodies: list[int], tick: int, difficulty: int) -> list[dict[str, float]]:
     """Each day opens near the last close, or anywhere where it would leave the range from there."""
     parts = _parts(difficulty)
-    low, high = 10 * parts, 18 * parts
-    close = dice.between(low + 3 * parts, high - 3 * parts)
+    low, high = 10 * parts, dice.between(14, 20) * parts
+    close = dice.between(low, high)
     candles = []
     for body in bodies:
         start = close + dice.between(-parts, parts)
@@ -138,7 +138,7 @@ def _drawdown(closes: list[float]) -> float:
 def _tolerance(kind: str, tick: float, lowest: float) -> float:
     if kind in ("up", "day"):
         return 0.0
-    error = tick / 10 * 2
+    error = tick / 10
     return round(error if kind == "gain" else error / lowest * 100, 4)
 
 

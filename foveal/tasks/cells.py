@@ -47,7 +47,7 @@ TEMPLATES = {
 class CellsTask(DrawnTask):
     """The task family "cells"."""
 
-    name: ClassVar[str] = "cells"
+    name: str = "cells"
     kinds: ClassVar[tuple[str, ...]] = ("count", "stain", "quadrant")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:

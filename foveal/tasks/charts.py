@@ -59,7 +59,7 @@ PIE_TEMPLATES = {
 class ChartsTask(DrawnTask):
     """The task family "charts"."""
 
-    name: ClassVar[str] = "charts"
+    name: str = "charts"
     kinds: ClassVar[tuple[str, ...]] = ("read", "difference", "sum", "ratio", "rank")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:
@@ -69,8 +69,8 @@ class ChartsTask(DrawnTask):
         # A ratio needs two values of a tick or more, or its error would be too large to grade.
         if kind == "ratio" and all(sorted(row)[-2] < chart["tick"] for row in chart["values"]):
             kind = "read"
-        asked = _ask(dice, chart, kind)
-        while kind in ("difference", "ratio") and not _is_fair(chart, kind, asked):
+        asked = _ask_ratio(dice, chart) if kind == "ratio" else _ask(dice, chart, kind)
+        while kind == "difference" and _falls_short(chart, asked["asked"]):
             asked = _ask(dice, chart, kind)
         metadata = {"kind": kind, "form": form, **chart, **asked}
         metadata["tolerance"] = _tolerance(metadata)
@@ -151,9 +151,18 @@ def _at(chart: dict[str, Any], place: list[str]) -> float:
     return row[chart["categories"].index(place[1])]
 
 
-def _is_fair(chart: dict[str, Any], kind: str, asked: dict[str, Any]) -> bool:
-    a, b = (_at(chart, place) for place in asked["asked"])
-    return a > b if kind == "difference" else a > b >= chart["tick"]
+def _falls_short(chart: dict[str, Any], asked: list[list[str]]) -> bool:
+    return _at(chart, asked[0]) <= _at(chart, asked[1])
+
+
+def _ask_ratio(dice: Dice, chart: dict[str, Any]) -> dict[str, Any]:
+    """The two values whose ratio is nearest to one that is drawn: most pairs are near 1."""
+    places = [[s, c] for s in chart["series"] for c in chart["categories"]]
+    large = [p for p in places if _at(chart, p) >= chart["tick"]]
+    pairs = [[p, q] for p in large for q in large if _at(chart, p) > _at(chart, q)]
+    wanted = dice.uniform(1.1, 4.0)
+    nearest = min(pairs, key=lambda pq: abs(_at(chart, pq[0]) / _at(chart, pq[1]) - wanted))
+    return {"asked": nearest, "rank": ""}
 
 
 def _answer(chart: dict[str, Any], kind: str, asked: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ TEMPLATES = {
 class CircuitsTask(DrawnTask):
     """The task family "circuits"."""
 
-    name: ClassVar[str] = "circuits"
+    name: str = "circuits"
     kinds: ClassVar[tuple[str, ...]] = ("resistance", "current")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:
@@ -103,7 +103,9 @@ def _composed(part: Part) -> Fraction:
     if part["kind"] == "resistor":
         return Fraction(part["ohms"])
     inner = [_composed(p) for p in part["parts"]]
-    return sum(inner, Fraction(0)) if part["kind"] == "series" else 1 / sum(1 / r for r in inner)
+    if part["kind"] == "series":
+        return sum(inner, Fraction(0))
+    return 1 / sum((1 / r for r in inner), Fraction(0))
 
 
 def _netlist(network: Part) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ TEMPLATES = {
 class GaugesTask(DrawnTask):
     """The task family "gauges"."""
 
-    name: ClassVar[str] = "gauges"
+    name: str = "gauges"
     kinds: ClassVar[tuple[str, ...]] = ("gauge", "thermometer", "ruler")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:

@@ -14,6 +14,7 @@ true to scale. ``reference_answer`` knows nothing of that: it measures the point
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from foveal.tasks.base import Drawn, DrawnTask, plain
@@ -40,7 +41,7 @@ TEMPLATES = {
 class GeometryTask(DrawnTask):
     """The task family "geometry"."""
 
-    name: ClassVar[str] = "geometry"
+    name: str = "geometry"
     kinds: ClassVar[tuple[str, ...]] = (
         "triangle",
         "isosceles",
@@ -89,10 +90,10 @@ class GeometryTask(DrawnTask):
         return plain(round(abs(twice) / 2 / unit**2))
 
 
-def _figure(points: list[Point], lines: list[list[int]], **more: Any) -> dict[str, Any]:
+def _figure(points: Sequence[Point], lines: list[list[int]], **more: Any) -> dict[str, Any]:
     """``angles`` and ``lengths`` are what is written: point indices and the text."""
     parts = {"angles": [], "lengths": [], "right": [], "ticks": [], "arrows": [], "rim": []}
-    rest = {"points": points, "lines": lines, "expression": [1, 0], "unit": 0.0}
+    rest = {"points": list(points), "lines": lines, "expression": [1, 0], "unit": 0.0}
     return {**parts, **rest, **more}
 
 

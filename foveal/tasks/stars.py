@@ -43,7 +43,7 @@ TEMPLATES = {
 class StarsTask(DrawnTask):
     """The task family "stars"."""
 
-    name: ClassVar[str] = "stars"
+    name: str = "stars"
     kinds: ClassVar[tuple[str, ...]] = ("brightest", "count", "separation")
 
     def draw(self, dice: Dice, difficulty: int) -> Drawn:
