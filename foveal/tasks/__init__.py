@@ -18,6 +18,7 @@ from foveal.tasks.candles import CandlesTask
 from foveal.tasks.cells import CellsTask
 from foveal.tasks.charts import ChartsTask
 from foveal.tasks.circuits import CircuitsTask
+from foveal.tasks.clocks import ClocksTask
 from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
@@ -36,6 +37,7 @@ __all__ = [
     "CellsTask",
     "ChartsTask",
     "CircuitsTask",
+    "ClocksTask",
     "GaugesTask",
     "GeometryTask",
     "StarsTask",
@@ -66,6 +68,7 @@ _ALL: tuple[Task, ...] = (
     GaugesTask(),
     CandlesTask(),
     StarsTask(),
+    ClocksTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

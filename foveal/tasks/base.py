@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveal.rewards.answer import exact_answer
-from foveal.rewards.number import NumberWithin, number_within, the_number
+from foveal.rewards.number import NumberWithin, number_within
 from foveal.tasks.dice import Dice
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def tolerant_reward(prompts: Any, completions: Sequence[Any], **columns: Any) ->
 
 
 def _score(completion: Any, answer: str, tolerance: float) -> float:
-    is_number = the_number(answer) is not None
+    # "7:07" is a word: read as a number it would be 7, twice.
+    is_number = answer.removeprefix("-").replace(".", "", 1).isdigit()
     function = _within(tolerance) if is_number else exact_answer
     return float(function([completion], answer=[answer])[0] or 0.0)
 

@@ -151,6 +151,13 @@ def test_missing_columns_are_named():
         tolerant_reward([""] * 2, ["3"] * 2, answer=["3"], metadata=[{}, {}])
 
 
+def test_a_time_is_matched_as_a_whole():
+    facts = {"answer": ["7:07"], "metadata": [{"tolerance": 0.0}]}
+    said = {"7:07": 1.0, "7": 0.0, "7:7": 0.0, "7:08": 0.0}
+    earned = {text: tolerant_reward([""], [f"<answer>{text}</answer>"], **facts) for text in said}
+    assert earned == {text: [reward] for text, reward in said.items()}
+
+
 def test_numbers_are_written_as_people_do():
     assert [plain(v) for v in (3.0, 2.50, -0.001, 100, 0.125, -4.1)] == [
         "3", "2.5", "0", "100", "0.12", "-4.1",
