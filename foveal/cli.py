@@ -1,4 +1,4 @@
-"""The command line: ``foveal demo | train | eval | data | chat | doctor | version``.
+"""The command line: ``foveal demo | train | eval | data | chat | tasks | doctor | version``.
 
 Torch is loaded inside the commands that compute, so that help and messages come at once.
 """
@@ -151,6 +151,42 @@ def chat(
         load_in_4bit=load_in_4bit,
         ask=ask,
     )
+
+
+tasks_app = typer.Typer(help="The procedural visual tasks.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+
+@tasks_app.command("list")
+def list_tasks() -> None:
+    """Print the names of the tasks."""
+    from foveal.tasks import TASKS
+
+    for name in TASKS:
+        typer.echo(name)
+
+
+@tasks_app.command("sheet")
+def sheet(
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("tasks.png"),
+    seed: Annotated[int, typer.Option(help="Of the first sample; the next has the next.")] = 0,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task; several times for several. Default: all.")
+    ] = None,
+    difficulty: Annotated[
+        list[int] | None, typer.Option(help="1 to 5; several times. Default: 2 and 4.")
+    ] = None,
+) -> None:
+    """Write a picture with a sample of each task, its question and its answer."""
+    from foveal.tasks import TASKS, get_task
+    from foveal.tasks.sheet import write_sheet
+
+    tasks = [get_task(name) for name in task or TASKS]
+    wanted = [(one, level) for one in tasks for level in difficulty or (2, 4)]
+    # One seed for all would draw the same kind of question for several of them.
+    rows = [one.generate(seed + i, level) for i, (one, level) in enumerate(wanted)]
+    write_sheet(out, rows)
+    typer.echo(f"{len(rows)} samples in {out}")
 
 
 @app.command()

@@ -13,9 +13,35 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any, Protocol
 
+from foveal.tasks.base import DrawnTask, tolerant_reward
+from foveal.tasks.candles import CandlesTask
+from foveal.tasks.cells import CellsTask
+from foveal.tasks.charts import ChartsTask
+from foveal.tasks.circuits import CircuitsTask
+from foveal.tasks.clocks import ClocksTask
+from foveal.tasks.gauges import GaugesTask
+from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
+from foveal.tasks.stars import StarsTask
 
-__all__ = ["TASKS", "Task", "dataset", "get_task", "ShapesTask", "shapes_reward"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "dataset",
+    "get_task",
+    "ShapesTask",
+    "shapes_reward",
+    "DrawnTask",
+    "tolerant_reward",
+    "CandlesTask",
+    "CellsTask",
+    "ChartsTask",
+    "CircuitsTask",
+    "ClocksTask",
+    "GaugesTask",
+    "GeometryTask",
+    "StarsTask",
+]
 
 _ROWS_PER_SEED = 2**32
 
@@ -33,7 +59,18 @@ class Task(Protocol):
     def reward(self, prompts: Any, completions: Any, **columns: Any) -> list[float]: ...
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (ShapesTask(),)}
+_ALL: tuple[Task, ...] = (
+    ShapesTask(),
+    ChartsTask(),
+    GeometryTask(),
+    CircuitsTask(),
+    CellsTask(),
+    GaugesTask(),
+    CandlesTask(),
+    StarsTask(),
+    ClocksTask(),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def get_task(name: str) -> Task:

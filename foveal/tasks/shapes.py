@@ -21,8 +21,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from random import Random
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from foveal.tasks.dice import Dice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,8 +68,6 @@ TEMPLATES = {
     ),
 }
 INSTRUCTION = "Answer in <answer> tags."
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ class ShapesTask:
             raise ValueError(f"seed is {seed}; it must be 0 or more")
         if difficulty not in LEVELS:
             raise ValueError(f"difficulty is {difficulty!r}; choose one of {sorted(LEVELS)}")
-        dice = _Dice(seed * (max(LEVELS) + 1) + difficulty)
+        dice = Dice(seed * (max(LEVELS) + 1) + difficulty)
         level = LEVELS[difficulty]
         kind = dice.pick(self.kinds)
         asked = _draw_asked(dice, level)
@@ -227,28 +226,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).lower()
 
 
-class _Dice:
-    """Draws that stay the same on every Python version: all are made of ``Random.random``."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = Random(seed).random
-
-    def below(self, n: int) -> int:
-        return int(self._random() * n)
-
-    def between(self, low: int, high: int) -> int:
-        """Both ends included."""
-        return low + self.below(high - low + 1)
-
-    def pick(self, items: Sequence[Item]) -> Item:
-        return items[self.below(len(items))]
-
-    def sample(self, items: Sequence[Item], n: int) -> list[Item]:
-        rest = list(items)
-        return [rest.pop(self.below(len(rest))) for _ in range(n)]
-
-
-def _draw_asked(dice: _Dice, level: Level) -> dict[str, str | None]:
+def _draw_asked(dice: Dice, level: Level) -> dict[str, str | None]:
     """The colour, the shape or both that the question names; None leaves one free."""
     by = dice.pick(("colour", "shape", "both"))
     colour = dice.pick(list(COLOURS)[: level.colours])
@@ -260,7 +238,7 @@ def _draw_asked(dice: _Dice, level: Level) -> dict[str, str | None]:
 
 
 def _draw_objects(
-    dice: _Dice, level: Level, asked: dict[str, str | None], matches: int, cell_px: int
+    dice: Dice, level: Level, asked: dict[str, str | None], matches: int, cell_px: int
 ) -> list[dict[str, Any]]:
     """``matches`` objects of the kind asked for, then the others, in random cells."""
     total = dice.between(max(level.fewest, matches), level.most)
@@ -280,7 +258,7 @@ def _draw_objects(
     return objects
 
 
-def _draw_box(dice: _Dice, column: int, row: int, cell_px: int) -> list[int]:
+def _draw_box(dice: Dice, column: int, row: int, cell_px: int) -> list[int]:
     """A square box of odd width inside the cell, at least one pixel from its edges."""
     radius = dice.between(cell_px * 3 // 14, (cell_px - 3) // 2)
     width = 2 * radius + 1
@@ -289,7 +267,7 @@ def _draw_box(dice: _Dice, column: int, row: int, cell_px: int) -> list[int]:
     return [left, top, left + width, top + width]
 
 
-def _question(dice: _Dice, kind: str, asked: dict[str, str | None]) -> str:
+def _question(dice: Dice, kind: str, asked: dict[str, str | None]) -> str:
     noun = asked["shape"] or "shape"
     lead = [asked["colour"]] if asked["colour"] else []
     # "the only triangle": other colours of it do not exist in the picture.
