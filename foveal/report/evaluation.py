@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +13,8 @@ from foveal.eval_result import LABELS, Comparison
 
 SHARES = ("pass@", "majority", "truncated")
 """What the names of metrics begin with that are shown in percent."""
+HEADS = {"prompts": "n", "majority": "vote", "truncated": "cut"}
+"""Of columns, so that a table fits 80 letters."""
 
 
 def result_table(summary: Mapping[str, Any], title: str) -> Table:
@@ -23,21 +26,36 @@ def result_table(summary: Mapping[str, Any], title: str) -> Table:
     """
     overall = summary["overall"]
     names = list(overall["metrics"])
-    table = Table(title=Text(title), title_justify="left")
-    table.add_column("")
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
     for name in ("prompts", *names):
-        table.add_column(name, justify="right")
+        table.add_column(_head(name, names), justify="right", no_wrap=True)
     table.add_row(*_cells("all", overall, names))
     for label in LABELS:
         groups = summary.get(f"by_{label}", {})
-        if groups:
-            table.add_section()
+        if len(groups) < 2:
+            # One group is all there is: the row above says it.
+            continue
+        table.add_section()
         for value, group in groups.items():
             table.add_row(*_cells(f"{label} {value}", group, names))
     unscored = overall["unscored"]
-    caption = f"{overall['samples']} answers to {overall['prompts']} questions; 95 % intervals"
+    counted = f"{overall['samples']} answers to {overall['prompts']} questions (n)"
+    caption = f"{counted}; vote: the most frequent answer; below: 95 % intervals"
     table.caption = f"{caption}; {unscored} not scored" if unscored else caption
     return table
+
+
+def _head(name: str, names: list[str]) -> str:
+    if name.startswith("reward/") and sum(other.startswith("reward/") for other in names) == 1:
+        return "reward"
+    return HEADS.get(name, name)
 
 
 def _cells(head: str, group: Mapping[str, Any], names: list[str]) -> list[Text]:
@@ -49,12 +67,14 @@ def _cells(head: str, group: Mapping[str, Any], names: list[str]) -> list[Text]:
 
 
 def interval(name: str, mean: float, low: float, high: float, **others: Any) -> str:
-    """``61.3% [58.0, 64.4]`` for a share, ``0.613 [0.580, 0.644]`` for another metric."""
+    """``61.3%`` over ``58-64`` for a share, ``0.613`` over ``0.58-0.64`` for another metric."""
     if name == "tokens":
         return f"{mean:.1f}"
     if name.startswith(SHARES):
-        return f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        return f"{mean:.1%}\n{100 * low:.0f}-{100 * high:.0f}"
+    return (
+        f"{mean:.3f}\n{low:.2f} to {high:.2f}" if low < 0 else f"{mean:.3f}\n{low:.2f}-{high:.2f}"
+    )
 
 
 def comparison_table(comparison: Comparison, first: str, second: str) -> Table:

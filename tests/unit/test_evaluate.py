@@ -187,5 +187,6 @@ def test_every_backend_gives_a_whole_result(policy, rows):
 
 
 def test_shares_are_shown_in_percent_and_rewards_as_they_are():
-    assert interval("pass@1", 0.5, 0.25, 0.75) == "50.0% [25.0, 75.0]"
-    assert interval("reward/x", -0.5, -1, 0.25) == "-0.500 [-1.000, 0.250]"
+    assert interval("pass@1", 0.5, 0.25, 0.75) == "50.0%\n25-75"
+    assert interval("reward/x", -0.5, -1, 0.25) == "-0.500\n-1.00 to 0.25"
+    assert interval("reward/x", 0.5, 0.25, 0.75) == "0.500\n0.25-0.75"
