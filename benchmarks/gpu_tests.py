@@ -21,10 +21,7 @@ from record import (
     REPOSITORY,
     RESULTS,
     Record,
-    card,
-    command_line,
-    commit,
-    installed_versions,
+    origin,
     write_records,
 )
 
@@ -35,16 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu_tests.json")
     parser.add_argument("--commit", default=None, help="what is tested, where there is no git")
     arguments = parser.parse_args(argv)
-    origin = {
-        "card": card(),
-        "versions": installed_versions(),
-        "commit": commit(arguments.commit),
-        "command": command_line("gpu_tests.py", argv),
-    }
+    measured = origin("gpu_tests.py", argv, arguments.commit)
     files = sorted((REPOSITORY / "tests" / "gpu").glob("test_*.py"))
     with ThreadPoolExecutor(len(files)) as threads:
         records = list(threads.map(run, files))
-    write_records(arguments.out, [{**record, **origin} for record in records])
+    write_records(arguments.out, [{**record, **measured} for record in records])
     if any(record["failures"] for record in records):
         sys.exit(1)
 

@@ -67,6 +67,25 @@ def command_line(script: str, arguments: Sequence[str]) -> str:
     return shlex.join(["python", f"benchmarks/{script}", *arguments])
 
 
+def origin(script: str, arguments: Sequence[str], measured: str | None) -> Record:
+    """Where a measurement comes from; ask before measuring.
+
+    Args:
+        script: of benchmarks.
+        arguments: of the command line.
+        measured: the commit, for a machine that has the files without their history.
+
+    Raises:
+        RuntimeError: if git cannot name the commit.
+    """
+    return {
+        "card": card(),
+        "versions": installed_versions(),
+        "commit": commit(measured),
+        "command": command_line(script, arguments),
+    }
+
+
 def write_records(path: Path, records: Sequence[Record]) -> None:
     """Put records into a file, each in the place of the one with its name; others stay.
 

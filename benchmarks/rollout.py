@@ -30,10 +30,7 @@ from record import (
     GIB,
     RESULTS,
     Record,
-    card,
-    command_line,
-    commit,
-    installed_versions,
+    origin,
     write_records,
 )
 
@@ -134,12 +131,7 @@ class Subject:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
-    origin = {
-        "card": card(),
-        "versions": installed_versions(),
-        "commit": commit(arguments.commit),
-        "command": command_line("rollout.py", argv),
-    }
+    measured = origin("rollout.py", argv, arguments.commit)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bandwidth = copy_bandwidth(device)
     if bandwidth is None:
@@ -148,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"copying moves {bandwidth / 1e12:.2f} TB/s, read and written", flush=True)
     for name in arguments.model:
         for record in measure_model(name, device, bandwidth, arguments):
-            write_records(arguments.out, [{**record, **origin}])
+            write_records(arguments.out, [{**record, **measured}])
 
 
 def measure_model(

@@ -27,10 +27,7 @@ from models import SIZES, build
 from record import (
     RESULTS,
     Record,
-    card,
-    command_line,
-    commit,
-    installed_versions,
+    origin,
     write_records,
 )
 from step_workload import (
@@ -55,12 +52,7 @@ PEERS = ("trl", "trl-vllm")
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
-    origin = {
-        "card": card(),
-        "versions": installed_versions(),
-        "commit": commit(arguments.commit),
-        "command": command_line("step.py", argv),
-    }
+    measured = origin("step.py", argv, arguments.commit)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.peer is None:
             system, result = measure(arguments, Path(folder))
@@ -70,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             system, result = measure_trl(arguments, Path(folder))
     record = {"benchmark": "step", "case": case_name(arguments), "system": system}
     print(f"{record['case']}, {system}: {result}", flush=True)
-    write_records(arguments.out, [{**record, **result, **origin}])
+    write_records(arguments.out, [{**record, **result, **measured}])
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -38,10 +38,7 @@ from record import (
     GIB,
     RESULTS,
     Record,
-    card,
-    command_line,
-    commit,
-    installed_versions,
+    origin,
     write_records,
 )
 from rollout import Case
@@ -115,12 +112,7 @@ class Subject:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
-    origin = {
-        "card": card(),
-        "versions": installed_versions(),
-        "commit": commit(arguments.commit),
-        "command": command_line("train_pass.py", argv),
-    }
+    measured = origin("train_pass.py", argv, arguments.commit)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rate = matrix_rate(device)
     if rate is None:
@@ -151,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failed.append(f"{label}: {full_name}")
             else:
                 record = {"benchmark": "train_pass", "case": label, "system": full_name}
-                write_records(arguments.out, [{**record, **result, **origin}])
+                write_records(arguments.out, [{**record, **result, **measured}])
             subject = None  # rows, features and gradients go before the next case
             model.zero_grad(set_to_none=True)
             _empty_cache(device)

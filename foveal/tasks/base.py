@@ -6,6 +6,7 @@ randomness comes from ``dice.Dice``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +35,7 @@ class Drawn:
     ``reference_answer`` needs, but not the answer."""
 
 
-class DrawnTask:
+class DrawnTask(ABC):
     """A task family that draws its pictures with ``Canvas``."""
 
     name: str
@@ -66,12 +67,13 @@ class DrawnTask:
             "metadata": drawn.metadata,
         }
 
+    @abstractmethod
     def draw(self, dice: Dice, difficulty: int) -> Drawn:
-        raise NotImplementedError
+        """A picture and its question, from the dice alone."""
 
+    @abstractmethod
     def reference_answer(self, metadata: dict[str, Any]) -> str:
         """Solve a row from its metadata, without the answer."""
-        raise NotImplementedError
 
     def reward(self, prompts: Any, completions: Any, **columns: Any) -> list[float]:
         """See ``tolerant_reward``."""

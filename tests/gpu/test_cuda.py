@@ -148,23 +148,24 @@ def test_gemma_in_float16_keeps_a_residual_beyond_its_range(tmp_path):
     model, processor = FastVisionModel.from_pretrained(
         save_tiny(tmp_path, "gemma3"), dtype=torch.float16
     )
+    layers = language_model(model).layers
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(4e4)
+        # The sum must leave the range, and neither the scaled embeddings nor a branch by itself.
+        model.get_input_embeddings().weight.mul_(2e4)
+        for layer in layers:
+            layer.post_feedforward_layernorm.weight.fill_(1.5e4)
     seen = []
-    hook = (
-        language_model(model)
-        .layers[0]
-        .register_forward_hook(
-            lambda module, inputs, output: seen.append(
-                output[0] if isinstance(output, tuple) else output
-            )
-        )
-    )
+
+    def note(module, inputs, output):
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
     prompts = ragged_prompts(model, processor)
     output = completion_logprobs(model, prompts, random_completions([4, 4, 4]), temperature=1.0)
     backend = Engine(model, processor.tokenizer)
     groups = backend.generate(prompts, 2, SamplingParams(max_tokens=4))
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert all(hidden.dtype == torch.float32 for hidden in seen)
     assert max(hidden.abs().max().item() for hidden in seen) > 65504
     assert output.logprob_BT.isfinite().all()

@@ -142,7 +142,8 @@ def test_an_8_bit_cache_costs_no_more_than_its_rounding(checkpoint):
     groups = sampler.generate(prompts, 4, SAMPLED)
     assert sampler._runner.arena.dtype == torch.float8_e4m3fn
     gap = mean_gap(model, groups)
-    assert gap < 0.2, f"mean |trainer - sampler| is {gap:.3g} nats a token"
+    # Keys and values of another prompt would be 0.3 and more away.
+    assert gap < 0.08, f"mean |trainer - sampler| is {gap:.3g} nats a token"
 
 
 @pytest.mark.skipif(

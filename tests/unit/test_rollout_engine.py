@@ -130,6 +130,27 @@ def test_recorded_logprobs_are_the_trainers_with_everything_on_and_after_steppin
 # -- random numbers
 
 
+def test_an_8_bit_cache_costs_its_rounding_and_no_more(tiny_model):
+    model, processor = tiny_model
+    prompts = some_prompts(model, processor)
+    sampler = engine(model, processor, cache_dtype=torch.float8_e4m3fn)
+    groups = sampler.generate(prompts, 4, SAMPLED)
+
+    def gap(others):
+        """Mean |trainer - sampler| in nats, scored behind these prompts."""
+        found = []
+        for group, prompt in zip(groups, others, strict=True):
+            for c in group.completions:
+                with torch.no_grad():
+                    scored = completion_logprobs(model, [prompt], [c.ids], temperature=1.0)
+                found.append(scored.logprob_BT[0] - torch.tensor(c.rollout_logprob))
+        return torch.cat(found).abs().mean().item()
+
+    rounding, elsewhere = gap(prompts), gap([*prompts[1:], prompts[0]])
+    assert 1e-5 < rounding < 0.04, rounding
+    assert elsewhere > 4 * rounding, "a cache of wrong keys would pass as well"
+
+
 def test_a_draw_depends_on_seed_prompt_and_sample_alone(tiny_model):
     """On what else is in the batch it would depend if noise were drawn for the batch at once."""
     model, processor = tiny_model
