@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.kernels.transfer import to_device
 from foveal.kernels.varlen_attention import WIDTH_MULTIPLE, choose_kernel
 
 
@@ -414,7 +415,7 @@ def _extents(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, int, i
 def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """int32 ``[segments + 1]``; kept, since every layer of a pass asks for the same."""
     offsets = [0, *itertools.accumulate(lengths)]
-    return torch.tensor(offsets, dtype=torch.int32, device=device)
+    return to_device(torch.tensor(offsets, dtype=torch.int32), device)
 
 
 def _expand(x_SKC: Tensor, heads: int) -> Tensor:

@@ -20,6 +20,7 @@ from foveal.models.family import language_model, vision_is_trained, vision_modul
 from foveal.models.state import Checkpointing, state_of
 
 _recompute = partial(checkpoint, use_reentrant=False)
+_recompute_certain = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 _WORDS: dict[Checkpointing, str] = {
     True: "twice, inputs kept",
     "offload": "twice, inputs in host memory",
@@ -93,14 +94,17 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing, *, by_default: bo
     return len(chosen)
 
 
-def checkpoint_function(policy: Checkpointing) -> Callable[..., Any]:
+def checkpoint_function(policy: Checkpointing, *, draws: bool = True) -> Callable[..., Any]:
     """What calls a layer, ``function(layer, *inputs)``, so that only its inputs are kept.
 
     Args:
         policy: True, "offload", or "selective" and "auto", which for a whole layer are True.
+        draws: layers may draw random numbers. Where they cannot, keeping the generators' states
+            for each would only take the host's time.
     """
     assert policy, "nothing is computed twice where everything is kept"
-    return recompute_from_host if policy == "offload" else _recompute
+    recompute = _recompute if draws else _recompute_certain
+    return partial(recompute_from_host, recompute) if policy == "offload" else recompute
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
@@ -109,14 +113,16 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
-def recompute_from_host(layer: Callable[..., Any], *inputs: Any) -> Any:
-    """``layer(*inputs)``, of which only ``inputs`` are kept, and those in host memory.
+def recompute_from_host(
+    recompute: Callable[..., Any], layer: Callable[..., Any], *inputs: Any
+) -> Any:
+    """``recompute(layer, *inputs)``, where the ``inputs`` that it keeps are in host memory.
 
     What the layer itself would save is dropped by the checkpoint inside, so the hooks around it
     see the inputs alone.
     """
     with saved_tensors_hooks(_to_host, _to_device):
-        return _recompute(layer, *inputs)
+        return recompute(layer, *inputs)
 
 
 def _to_host(tensor: Tensor) -> tuple[torch.device, Tensor]:

@@ -5,11 +5,12 @@ in), the small product ``x A'`` and the activations of a feed-forward block; lay
 their input share nothing. The functions here work on PEFT's own parameters, which it goes on to
 save, load and merge:
 
-    y_i  = x W_i' + b_i + s_i (x A_i') B_i'
-    dx   = sum_i (dy_i W_i + s_i (dy_i B_i) A_i)
-    dA_i = s_i (dy_i B_i)' x,    dB_i = s_i dy_i' (x A_i')
+    y_i  = x W_i' + b_i + (x a_i') B_i',    a_i = s_i A_i
+    dx   = sum_i (dy_i W_i + (dy_i B_i) a_i)
+    dA_i = s_i (dy_i B_i)' x,    dB_i = dy_i' (x a_i')
 
-Of these only ``x`` is kept; ``x A'``, of the adapters' rank, is computed again. Under autocast
+The scale ``s`` is in the copy of A that the products take. Of these only ``x`` is kept; ``x a'``,
+of the adapters' rank, is computed again. Under autocast
 the products are computed in its 16 bit, as PEFT's are, and the parameters' gradients are summed in
 float32. A layer of which :func:`foveal.models.packed_lora.lora_of` or this file knows too little
 (quantised, with dropout, with hooks, with a trained base) is called as it is.
@@ -191,17 +192,18 @@ _Adapters = list[list[tuple[slice, Tensor, float]]]
 def _cast_adapters(
     layers: Sequence[_Layer], parameters: Sequence[Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, _Adapters]:
-    """All A's, one under the other, and the rest, in the type of the product."""
-    factors, at = iter(parameters[1::2]), 0
-    adapters: _Adapters = []
+    """All scaled A's, one under the other, and the rest, in the type of the product."""
+    pairs, at = iter(zip(parameters[0::2], parameters[1::2], strict=True)), 0
+    scaled, adapters = [], []
     for layer in layers:
         own = []
-        for a_RD, _, scale in layer.adapters:
-            end = at + a_RD.shape[0]
-            own.append((slice(at, end), next(factors).to(dtype), scale))
-            at = end
+        for _, _, scale in layer.adapters:
+            a_RD, b_FR = next(pairs)
+            scaled.append((a_RD * scale).to(dtype))
+            own.append((slice(at, at + len(a_RD)), b_FR.to(dtype), scale))
+            at += len(a_RD)
         adapters.append(own)
-    return torch.cat([a.to(dtype) for a in parameters[0::2]]), adapters
+    return torch.cat(scaled), adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +213,7 @@ class _Shared:
     weights: list[Tensor]
     biases: list[Tensor | None]
     a_RD: Tensor
-    """All A's, one under the other."""
+    """All A's times their scales, one under the other."""
     adapters: _Adapters
 
     @classmethod
@@ -239,13 +241,12 @@ class _Shared:
         results = []
         for weight, bias, own in zip(self.weights, self.biases, self.adapters, strict=True):
             y_NF: Tensor | None = None
-            for at, b_FR, scale in own:
+            for at, b_FR, _ in own:
                 start = y_NF if y_NF is not None else bias
-                # With beta 0 what is added to does not count; it stands for its shape.
-                y_NF = torch.addmm(
-                    b_FR[:, 0] if start is None else start, small_NR[:, at], b_FR.T,
-                    beta=0 if start is None else 1, alpha=scale,
-                )  # fmt: skip
+                if start is None:
+                    y_NF = small_NR[:, at] @ b_FR.T
+                else:
+                    y_NF = torch.addmm(start, small_NR[:, at], b_FR.T)
             # The large product comes last: it reads what it adds to behind its own work.
             if y_NF is None:
                 results.append(F.linear(x_ND, weight, bias))
@@ -254,14 +255,14 @@ class _Shared:
         return results
 
     def small_gradient(self, upstream: Sequence[Tensor | None]) -> Tensor:
-        """Gradient in ``x A'`` of all adapters side by side, ``[N, R]``."""
+        """Gradient in ``x a'`` of all adapters side by side, ``[N, R]``."""
         rows = next(len(dy_NF) for dy_NF in upstream if dy_NF is not None)
         dsmall_NR = self.a_RD.new_zeros(rows, len(self.a_RD))
         for dy_NF, own in zip(upstream, self.adapters, strict=True):
             if dy_NF is None:
                 continue
-            for at, b_FR, scale in own:
-                torch.mm(dy_NF, b_FR, out=dsmall_NR[:, at]).mul_(scale)
+            for at, b_FR, _ in own:
+                torch.mm(dy_NF, b_FR, out=dsmall_NR[:, at])
         return dsmall_NR
 
     def input_gradient(self, upstream: Sequence[Tensor | None], dsmall_NR: Tensor) -> Tensor:
@@ -276,16 +277,26 @@ class _Shared:
         self, x_ND: Tensor, upstream: Sequence[Tensor | None], dsmall_NR: Tensor
     ) -> list[Tensor | None]:
         """In A and B of every adapter in turn, float32; None where no gradient comes from."""
-        da_RD = mm_float32(dsmall_NR.T, x_ND)
+        da_RD = self._scaled_(mm_float32(dsmall_NR.T, x_ND))
         small_NR = x_ND @ self.a_RD.T
         found: list[Tensor | None] = []
         for dy_NF, own in zip(upstream, self.adapters, strict=True):
-            for at, _, scale in own:
+            for at, _, _ in own:
                 if dy_NF is None:
                     found += [None, None]
                 else:
-                    found += [da_RD[at], mm_float32(dy_NF.T, small_NR[:, at]).mul_(scale)]
+                    found += [da_RD[at], mm_float32(dy_NF.T, small_NR[:, at])]
         return found
+
+    def _scaled_(self, da_RD: Tensor) -> Tensor:
+        """Gradient in the A's from that in the scaled ones, in its place."""
+        scales = {scale for own in self.adapters for _, _, scale in own}
+        if len(scales) == 1:  # the rule; one small launch instead of many
+            return da_RD.mul_(scales.pop())
+        for own in self.adapters:
+            for at, _, scale in own:
+                da_RD[at].mul_(scale)
+        return da_RD
 
     def gradients(
         self, x_ND: Tensor | None, upstream: Sequence[Tensor | None], *, into_x: bool

@@ -78,7 +78,8 @@ def training_layer(
         return fused_layer(decoder, layer, x_ND, angles, attend, result=calls == 1)
 
     # The stream is the one input that is kept (or sent to the host): all else is shared.
-    return checkpoint_function(policy)(compute, x_ND) if policy else compute(x_ND)
+    # Models whose layers draw random numbers (dropout) are refused by the stack.
+    return checkpoint_function(policy, draws=False)(compute, x_ND) if policy else compute(x_ND)
 
 
 def why_not_fused(layer: Layer) -> str | None:

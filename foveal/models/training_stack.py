@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.kernels import causal_attention, prefix_attention
+from foveal.kernels.transfer import to_device
 from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import Features
@@ -125,17 +126,20 @@ class TrainingStack:
             family.row_positions(self.config, prompt, length + 1)
             for prompt, length in zip(prompts, lengths, strict=True)
         ]
-        x_ND = self._embed(torch.tensor(ids, device=device))
+        ids_N = torch.tensor(ids)
+        x_ND = self._embed(to_device(ids_N, device))
         # Where pictures are is known to the host; asking the device would mean waiting for it.
-        image_N = torch.tensor(ids) == self.config.image_token_id
-        at_M = image_N.nonzero()[:, 0].to(device)
+        image_N = ids_N == self.config.image_token_id
+        at_M = to_device(image_N.nonzero()[:, 0], device)
         levels = _joined(features, len(at_M))
         if levels:
             x_ND = x_ND.index_copy(0, at_M, levels[0].to(x_ND.dtype))
         deepstack = levels[1:]
-        masks = [family.prompt_masks(self.config, m) for m in image_N.to(device).split(lengths)]
+        pictured = to_device(image_N, device).split(lengths)
+        masks = [family.prompt_masks(self.config, image_T) for image_T in pictured]
         attend = partial(self._attend_prompts, lengths, masks)
-        angles = self._angles(torch.cat([p[:, :-1] for p in positions], dim=1).to(device))
+        position_AN = torch.cat([p[:, :-1] for p in positions], dim=1)
+        angles = self._angles(to_device(position_AN, device))
         keys, values = [], []
         for number in range(len(decoder.layers)):
             x_ND, k, v = self._layer(number, angles, attend, x_ND)
@@ -149,8 +153,8 @@ class TrainingStack:
             lengths=lengths,
             keys=tuple(keys),
             values=tuple(values),
-            last_PD=decoder.norm(x_ND[last_P.to(device)]),
-            next_AP=torch.cat([p[:, -1:] for p in positions], dim=1).to(device),
+            last_PD=decoder.norm(x_ND[to_device(last_P, device)]),
+            next_AP=to_device(torch.cat([p[:, -1:] for p in positions], dim=1), device),
         )
 
     def completion_forward(
@@ -169,8 +173,9 @@ class TrainingStack:
         if not lengths:
             return prompt.last_1D.expand(len(completions), -1)
         device = self.decoder.device
-        x_ND = self._embed(torch.tensor([token for ids in fed for token in ids], device=device))
-        offset_N = torch.cat([torch.arange(n) for n in lengths]).to(device)
+        ids_N = torch.tensor([token for ids in fed for token in ids])
+        x_ND = self._embed(to_device(ids_N, device))
+        offset_N = to_device(torch.cat([torch.arange(n) for n in lengths]), device)
         angles = self._angles(prompt.next_A1 + offset_N)
         attend = partial(self._attend_completions, prompt, lengths)
         for number in range(len(self.decoder.layers)):

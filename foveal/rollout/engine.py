@@ -261,13 +261,22 @@ class Engine:
                 self.model, self.features, max_rows=self.max_rows, max_tokens=self.max_tokens,
                 **self._options,
             )  # fmt: skip
-            if self._runner.device.type == "cuda" and self._runner.steps.why_plain is not None:
-                say(f"rollouts call the model's own layers: {self._runner.steps.why_plain}")
+            self._say_form(self._runner)
         # A pack that was just made may be that of adapters that are off.
         self._runner.steps.refresh(unchanged=not new and switches == self._switches)
         self._switches = switches
         self._notice_update(_fingerprint(parameters, switches))
         return self._runner
+
+    @staticmethod
+    def _say_form(runner: Runner) -> None:
+        """Where steps take a slower form than they could, and why."""
+        if runner.device.type != "cuda":
+            return
+        if runner.steps.why_plain is not None:
+            say(f"rollouts call the model's own layers: {runner.steps.why_plain}")
+        if runner.steps.why_no_graphs is not None:
+            say(f"rollouts run without CUDA graphs: {runner.steps.why_no_graphs}")
 
     def _notice_update(self, now: tuple[Any, Tensor]) -> None:
         """Forget prompts and pictures computed with weights that have changed since."""

@@ -88,7 +88,11 @@ class Steps:
         if fused and why_not_on_cpu(decoder, cache_dtype) is None:
             self._cpu = CpuStep(decoder)
         self.on_gpu_kernels = self.why_plain is None or _attends_in_triton(decoder)
-        self._graphs = graphs and self.on_gpu_kernels and device.type == "cuda"
+        self.why_no_graphs = None if graphs else "none were asked for"
+        """Why steps are not captured on a GPU; None if they are."""
+        if any(_waits(module) for module in decoder.model.modules()):
+            self.why_no_graphs = "8-bit layers wait for the GPU to find their outliers"
+        self._graphs = self.why_no_graphs is None and self.on_gpu_kernels and device.type == "cuda"
         # One pool for all graphs: they never run at the same time.
         self._pool: Any = torch.cuda.graph_pool_handle() if self._graphs else None
         self._steps: dict[int, Step] = {}
@@ -235,6 +239,12 @@ class Steps:
 def _attends_in_triton(decoder: Decoder) -> bool:
     width = decoder.width
     return decoder.device.type == "cuda" and 16 <= width <= 256 and not width & (width - 1)
+
+
+def _waits(module: Any) -> bool:
+    """Whether a layer asks the device for a number: a capture that it breaks leaves torch's
+    random generator in a state of which every later draw fails."""
+    return type(module).__name__ == "Linear8bitLt"
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels import head_logprob
+from foveal.kernels.transfer import to_device
 from foveal.memory.planner import Piece, PromptPass
 from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
@@ -233,7 +234,7 @@ def _completions(
         logprob_N, entropy_N = head_logprob(
             stack.completion_forward(state, completions),
             stock_model(stack.model).get_output_embeddings().weight,
-            target_N.to(stack.decoder.device),
+            to_device(target_N, stack.decoder.device),
             temperature=temperature,
             softcap=final_softcap(stack.model),
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from foveal.kernels.transfer import to_device
 from foveal.models.forward import CompletionLogprobs, FeatureCache, completion_logprobs
 from foveal.rl import (
     LossSpec,
@@ -181,7 +182,7 @@ def loss_share(
         settings.spec,
         policy_logprob_BT=policy_BT,
         old_logprob_BT=old_BT,
-        advantage_B=torch.tensor([row.advantage for row in rows], device=device),
+        advantage_B=to_device(torch.tensor([row.advantage for row in rows]), device),
         mask_BT=mask_BT,
         normaliser=normaliser,
         rollout_logprob_BT=rollout_BT,
@@ -214,7 +215,7 @@ def _stacked(columns: Sequence[Tensor | None], device: torch.device) -> Tensor |
 
 
 def _padded(columns: Sequence[Tensor], device: torch.device) -> Tensor:
-    return pad_sequence(list(columns), batch_first=True).to(device)
+    return to_device(pad_sequence(list(columns), batch_first=True), device)
 
 
 def counted_tokens(

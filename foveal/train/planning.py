@@ -54,7 +54,7 @@ class TrainingPlanner:
         self._said: tuple[Policy, int | None] | None = None
 
     def plan(
-        self, slots: Sequence[Sequence[Row]], settings: PassSettings, optimizer: Any
+        self, steps: Sequence[Sequence[Row]], settings: PassSettings, optimizer: Any
     ) -> Plan | None:
         """What to do with a window on a GPU; on other devices, None.
 
@@ -62,7 +62,7 @@ class TrainingPlanner:
         other policy the plan only says what to expect.
 
         Args:
-            slots: rows of each micro-step.
+            steps: rows of each optimizer step.
             settings: of the pass, without a plan.
             optimizer: of the run; None where there is none yet.
 
@@ -80,7 +80,7 @@ class TrainingPlanner:
 
         def layout_at(bound: int | None) -> Layout:
             bounded = settings if bound is None else replace(settings, tokens_at_once=bound)
-            return [one for rows in slots for one in layout(rows, bounded)]
+            return [one for rows in steps for one in layout(rows, bounded)]
 
         free, margin = free_bytes(device)
         if self.asked != "auto":

@@ -13,7 +13,6 @@ from foveal.rl import Normaliser, entropy_threshold, step_normaliser
 from foveal.train import group_pass, plain_pass
 from foveal.train.config import GRPOConfig
 from foveal.train.plain_pass import PassSettings, Row
-from foveal.train.schedule import MicroStep
 from foveal.train.window import Window
 
 PASSES: dict[str, Any] = {"group": group_pass, "plain": plain_pass}
@@ -49,10 +48,10 @@ def score_window(
     model.train()
     return [
         scores
-        for slot in range(config.slots)
+        for step in range(config.optimizer_steps_per_pass)
         for scores in PASSES[config.training_pass].score(
             model,
-            window.slot_rows(slot, config.slots),
+            step_rows(window, step, config),
             pass_settings(config, window.pass_tokens),
             cache=cache if shared else FeatureCache(),
         )
@@ -74,15 +73,14 @@ def score_old(model: nn.Module, window: Window, config: GRPOConfig, cache: Featu
         )
 
 
-def normaliser_of(window: Window, micro: MicroStep, config: GRPOConfig) -> Normaliser:
-    """The normaliser of the optimizer step that a micro-step belongs to."""
-    accumulation = config.gradient_accumulation_steps
-    first = micro.slot // accumulation * accumulation
-    rows = [
-        row
-        for slot in range(first, first + accumulation)
-        for row in window.slot_rows(slot, config.slots)
-    ]
+def step_rows(window: Window, step: int, config: GRPOConfig) -> list[Row]:
+    """Rows of an optimizer step, the steps of one pass over the window counted from 0."""
+    return window.part(step, config.optimizer_steps_per_pass)
+
+
+def normaliser_of(window: Window, step: int, config: GRPOConfig) -> Normaliser:
+    """The normaliser of an optimizer step, counted as in :func:`step_rows`."""
+    rows = step_rows(window, step, config)
     kept: dict[str, Any] = {}
     if window.entropy_threshold is not None:
         above = [(counted_entropy(row) >= window.entropy_threshold).sum() for row in rows]

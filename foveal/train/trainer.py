@@ -4,13 +4,13 @@
         G completions of each                      rollout backend
         rewards, advantages within groups          rewards, rl
         (old and reference log-probabilities)      only where they can differ
-    each micro-step passes through a slot of it
+    each optimizer step passes through a part of it
         log-probabilities, loss, backward          train.group_pass
-    each optimizer step
         transformers: clip, step, schedule, log, save, evaluate
 
-The unit is the group: a prompt and its G completions are never split between micro-steps, and no
-prompt is stored more than once.
+The unit is the group: a prompt and its G completions are never split between optimizer steps, and
+no prompt is stored more than once. Micro-steps are what transformers counts; the last one of each
+optimizer step does the work of all.
 """
 
 from __future__ import annotations
@@ -42,7 +42,14 @@ from foveal.train.planning import TrainingPlanner
 from foveal.train.record import MetricsFile, RolloutFile
 from foveal.train.reference import Reference
 from foveal.train.schedule import MicroStep, Schedule
-from foveal.train.scoring import PASSES, normaliser_of, pass_settings, score_old, score_window
+from foveal.train.scoring import (
+    PASSES,
+    normaliser_of,
+    pass_settings,
+    score_old,
+    score_window,
+    step_rows,
+)
 from foveal.train.setup import (
     check_policy,
     dataset_prompts,
@@ -191,24 +198,30 @@ class GRPOTrainer(WholeCheckpoints):
     def training_step(
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
-        """Roll out if a window begins, then pass through one slot of it and go backward."""
+        """Roll out if a window begins; learn from the optimizer step's rows at its last micro-step.
+
+        All rows of a step pass together, in pieces of the batch size asked for: a prompt's
+        completions meet again however they were divided, and prompts pass side by side.
+        """
         micro: MicroStep = inputs
         window = self._window_at(micro)
+        self._last_micro_step = micro
+        step, place = divmod(micro.slot, self.args.gradient_accumulation_steps)
+        if place < self.args.gradient_accumulation_steps - 1:
+            return torch.zeros((), device=self.args.device)
         model.train()
         with self.meter("train"):
             loss, stats = PASSES[self.config.training_pass].learn(
                 model,
-                window.slot_rows(micro.slot, self.config.slots),
-                normaliser_of(window, micro, self.config),
+                step_rows(window, step, self.config),
+                normaliser_of(window, step, self.config),
                 pass_settings(self.config, window.pass_tokens),
                 cache=self.features,
                 backward=self.accelerator.backward,
                 entropy_threshold=window.entropy_threshold,
             )
         self.metrics.add_stats(stats)
-        self._last_micro_step = micro
-        if (micro.slot + 1) % self.args.gradient_accumulation_steps == 0:
-            self._close_step()
+        self._close_step()
         return loss
 
     def _window_at(self, micro: MicroStep) -> Window:
@@ -223,8 +236,9 @@ class GRPOTrainer(WholeCheckpoints):
         self._planned_id = window.window_id
         if self.config.training_pass != "group":
             return
-        slots = [window.slot_rows(slot, self.config.slots) for slot in range(self.config.slots)]
-        plan = self.planner.plan(slots, pass_settings(self.config), self.optimizer)
+        steps = [step_rows(window, step, self.config)
+                 for step in range(self.config.optimizer_steps_per_pass)]  # fmt: skip
+        plan = self.planner.plan(steps, pass_settings(self.config), self.optimizer)
         if plan is not None:
             window.pass_tokens = plan.pass_tokens
             self.meter.expect(plan.prediction.peak_bytes)

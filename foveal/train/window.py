@@ -40,10 +40,10 @@ class Window:
     def completions(self) -> list[Completion]:
         return [c for group in self.groups for c in group.completions]
 
-    def slot_rows(self, slot: int, slots: int) -> list[Row]:
-        """Rows of one of ``slots`` equal parts."""
-        size = len(self.rows) // slots
-        return self.rows[slot * size : (slot + 1) * size]
+    def part(self, number: int, parts: int) -> list[Row]:
+        """Rows of one of so many equal parts."""
+        size = len(self.rows) // parts
+        return self.rows[number * size : (number + 1) * size]
 
 
 @dataclass(frozen=True, slots=True)

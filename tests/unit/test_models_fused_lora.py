@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -238,32 +239,53 @@ def test_gradients_are_those_of_finite_differences(act):
 
 @pytest.mark.parametrize("wide", [True, False], ids=["float32 input", "16-bit input"])
 def test_in_16_bit_we_are_as_near_the_truth_as_peft(wide):
-    """Under autocast with float32 adapters; the truth is float64 at the same weights."""
+    """Under autocast with float32 adapters; the truth is float64 at the same weights.
+
+    Of one set of numbers either may be nearer by chance, so several are drawn.
+    """
     layers, exact = Layers(torch.bfloat16), Layers(torch.bfloat16).double()
-    x = inputs(torch.bfloat16, 256)
-    if wide:
-        x = x.detach().float().requires_grad_()
-    x64 = x.detach().double().requires_grad_()
     mlp, mlp64 = (each.all("gate up down") for each in (layers, exact))
     qkv, qkv64 = (each.all("q k v") for each in (layers, exact))
-    cases = [
-        (lambda x: project(x, qkv), lambda x: [module(x) for module in qkv],
-         lambda x: [module(x) for module in qkv64]),
-        *(
-            (lambda x, again=again: gated_mlp(x, *mlp, "silu", recompute=again),
-             lambda x: peft_mlp(x, *mlp, "silu"), lambda x: peft_mlp(x, *mlp64, "silu"))
+    cases = {
+        "q, k, v": (lambda x: project(x, qkv), lambda x: [module(x) for module in qkv],
+                    lambda x: [module(x) for module in qkv64]),
+        **{
+            f"again: {again}": (
+                lambda x, again=again: gated_mlp(x, *mlp, "silu", recompute=again),
+                lambda x: peft_mlp(x, *mlp, "silu"), lambda x: peft_mlp(x, *mlp64, "silu"),
+            )
             for again in (False, True)
-        ),
-    ]  # fmt: skip
-    for ours, theirs, truth in cases:
-        with torch.autocast("cpu", torch.bfloat16):
-            found, peft = results(layers, x, ours), results(layers, x, theirs)
-        right = results(exact, x64, truth)
-        assert found.keys() == peft.keys() == right.keys()
-        for name in right:
-            assert found[name].dtype == peft[name].dtype
-            far, peft_far = ((each[name] - right[name]).norm() for each in (found, peft))
-            assert far <= 1.02 * peft_far and far < 0.02 * right[name].norm(), name
+        },
+    }  # fmt: skip
+    far, peft_far, size = Counter(), Counter(), Counter()
+    for seed in range(8):
+        x = draw_again(layers, exact, seed, wide)
+        x64 = x.detach().double().requires_grad_()
+        for case, (ours, theirs, truth) in cases.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                found, peft = results(layers, x, ours), results(layers, x, theirs)
+            right = results(exact, x64, truth)
+            assert found.keys() == peft.keys() == right.keys()
+            for name in right:
+                assert found[name].dtype == peft[name].dtype
+                key = case, name
+                far[key] += (found[name] - right[name]).square().sum().item()
+                peft_far[key] += (peft[name] - right[name]).square().sum().item()
+                size[key] += right[name].square().sum().item()
+    for key in size:
+        assert far[key] <= 1.05 * peft_far[key] and far[key] < 0.02**2 * size[key], key
+
+
+def draw_again(layers: Layers, exact: Layers, seed: int, wide: bool) -> torch.Tensor:
+    """The same numbers into both models, as bf16 holds them; and an input."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for pair in zip(layers.model.parameters(), exact.model.parameters(), strict=True):
+            values = 0.2 * torch.randn(pair[0].shape, generator=generator)
+            for parameter in pair:
+                parameter.copy_(values.bfloat16())
+    x = torch.randn(256, 20, generator=generator).bfloat16()
+    return (x.float() if wide else x).requires_grad_()
 
 
 def test_gradients_of_factors_are_summed_in_float32():

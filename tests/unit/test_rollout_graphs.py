@@ -1,4 +1,4 @@
-"""What a captured step keeps, with stand-ins for CUDA's parts."""
+"""What is captured, and what a captured step keeps; with stand-ins for CUDA's parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ import types
 import weakref
 
 import torch
+from torch import nn
 
+from foveal.models.decoder import Decoder
 from foveal.rollout import graphs
+from foveal.rollout.steps import Steps
+from foveal.testing import tiny
 
 
 def test_what_a_graph_works_on_lives_as_long_as_the_graph(monkeypatch):
@@ -36,3 +40,24 @@ def test_what_a_graph_works_on_lives_as_long_as_the_graph(monkeypatch):
     gc.collect()
     assert alive() is not None
     step()
+
+
+def test_a_layer_that_waits_for_the_device_is_not_captured():
+    """A capture that breaks leaves torch's generator unusable for the rest of the process."""
+
+    class Linear8bitLt(nn.Linear):
+        pass
+
+    def why_no_graphs(**options):
+        decoder = Decoder(model)
+        return Steps(
+            decoder, max_rows=2, max_tokens=64, cache_dtype=decoder.dtype,
+            arena=lambda: torch.empty(0), **options,
+        ).why_no_graphs  # fmt: skip
+
+    model, _ = tiny("qwen2_5_vl")
+    assert why_no_graphs() is None
+    assert why_no_graphs(graphs=False) == "none were asked for"
+    mlp = model.model.language_model.layers[0].mlp
+    mlp.gate_proj = Linear8bitLt(mlp.gate_proj.in_features, mlp.gate_proj.out_features, bias=False)
+    assert "8-bit layers wait" in (why_no_graphs() or "")
