@@ -9,7 +9,7 @@ from functools import partial
 import torch
 
 GROUPS = {
-    "attention": r"flash|fmha|attention|attn",
+    "attention": r"flash|fmha|attention|attn|parts_kernel|join_kernel",
     "norms": r"norm|rsqrt|rms",
     "rotary and cache": r"rotary|rope|cache|index_put|index_copy|scatter|catarray|aten::cat",
     "sampling": r"block_stats|pick_kernel|sampl|softmax|argmax|topk|sort|multinomial|philox|gather",

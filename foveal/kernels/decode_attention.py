@@ -154,8 +154,6 @@ class DecodeAttention:
         self.slots = self.splits + PREFIX_SPLITS
         self.part = torch.empty(rows, heads, self.slots, width, device=device)
         self.lse = torch.empty(rows, heads, self.slots, device=device)
-        self.arrived = torch.zeros(rows, kv_heads, dtype=torch.int32, device=device)
-        """Parts that are there, by row and key/value head; zero between calls."""
 
     def __call__(
         self,
@@ -185,17 +183,15 @@ class DecodeAttention:
         """
         import triton
 
-        from foveal.kernels.decode_attention_triton import attention_kernel
+        from foveal.kernels.decode_attention_triton import join_kernel, parts_kernel
 
         ratio = self.heads // self.kv_heads
         chunk_rows = rows.chunk_rows_XR.shape[1]
         grid = (self.kv_heads, PREFIX_PROGRAMS + self.rows * self.splits)
-        attention_kernel[grid](
+        parts_kernel[grid](
             q_BHC,
             self.part,
             self.lse,
-            out_BHC,
-            self.arrived,
             address,
             layer_offset,
             page_stride,
@@ -203,7 +199,6 @@ class DecodeAttention:
             rows.suffix_table_BP,
             rows.cached_B,
             rows.prompt_length_B,
-            rows.prefix_parts_B,
             rows.item_I4,
             rows.item_count,
             rows.chunk_rows_XR,
@@ -222,10 +217,21 @@ class DecodeAttention:
             PREFIX_PROGRAMS=PREFIX_PROGRAMS,
             SUFFIX_SPLITS=self.splits,
             SLOTS=self.slots,
-            PADDED=triton.next_power_of_2(self.slots),
             WINDOW=window,
             SOFTCAP=softcap > 0,
             **launch_shape(self.width, q_BHC),
+        )
+        join_kernel[(self.rows, self.heads)](
+            self.part,
+            self.lse,
+            out_BHC,
+            rows.prefix_parts_B,
+            HEADS=self.heads,
+            C=self.width,
+            SUFFIX_SPLITS=self.splits,
+            SLOTS=self.slots,
+            PADDED=triton.next_power_of_2(self.slots),
+            num_warps=1 if self.width <= 128 else 2,
         )
 
 

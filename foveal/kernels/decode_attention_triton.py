@@ -6,9 +6,8 @@ One launch holds two kinds of programs, each for one key/value head:
              read once for all of them; their query heads fill one tile
     suffix   one row against a stretch of its own keys
 
-Each writes its part and the part's log-sum-exp, and counts itself; whoever comes last to a row
-joins its parts, so that no second launch has to wait for the slowest program. Work is divided by
-counts that lie on the device, so one captured graph serves every length.
+Each writes its part and the part's log-sum-exp; a second kernel joins the parts of a row. Work is
+divided by counts that lie on the device, so one captured graph serves every length.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
@@ -64,38 +63,14 @@ def _attend(
 
 
 @triton.jit
-def _join(
-    part_ptr, lse_ptr, out_ptr, row, head, stretches,
-    KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr, SUFFIX_SPLITS: tl.constexpr,
-    SLOTS: tl.constexpr, PADDED: tl.constexpr,
-):  # fmt: skip
-    """A row's parts for one key/value head, weighted by their log-sum-exp."""
-    at_s = tl.arange(0, PADDED)
-    at_c = tl.arange(0, C)
-    real = at_s < SUFFIX_SPLITS + stretches
-    for i in tl.static_range(RATIO):
-        query = (row * KV + head) * RATIO + i
-        # Others wrote these: what an earlier layer left in this multiprocessor's L1 is stale.
-        lse = tl.load(lse_ptr + query * SLOTS + at_s, mask=real, other=float("-inf"),
-                      cache_modifier=".cg")  # fmt: skip
-        weight = tl.exp2(lse - tl.max(lse, 0))
-        weight = weight / tl.sum(weight, 0)
-        used = real & (lse > float("-inf"))
-        parts = tl.load(part_ptr + (query * SLOTS + at_s)[:, None] * C + at_c[None, :],
-                        mask=used[:, None], other=0.0, cache_modifier=".cg")  # fmt: skip
-        out = tl.sum(parts * weight[:, None], 0)
-        tl.store(out_ptr + query * C + at_c, out.to(out_ptr.dtype.element_ty))
-
-
-@triton.jit
 def _prefix_program(
-    q_ptr, part_ptr, lse_ptr, out_ptr, arrived_ptr, cache_ptr, page_stride, v_offset, cached_ptr,
-    prompt_length_ptr, prefix_parts_ptr, item_ptr, item_count_ptr, chunk_rows_ptr,
-    chunk_table_ptr, table_stride, scale, softcap, head, program,
+    q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, cached_ptr, prompt_length_ptr,
+    item_ptr, item_count_ptr, chunk_rows_ptr, chunk_table_ptr, table_stride, scale, softcap,
+    head, program,
     KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_T: tl.constexpr, CHUNK_ROWS: tl.constexpr, QUERIES: tl.constexpr,
     PROGRAMS: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    PADDED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     at_c = tl.arange(0, C)
     at_q = tl.arange(0, QUERIES)
@@ -124,32 +99,15 @@ def _prefix_program(
         where = query * SLOTS + SUFFIX_SPLITS + slot
         tl.store(part_ptr + where[:, None] * C + at_c[None, :], out, mask=real[:, None])
         tl.store(lse_ptr + where, lse, mask=real)
-        # All of the program has to have written before one thread says so.
-        tl.debug_barrier()
-        first_of_row = real & (at_q % RATIO == 0)
-        before = tl.atomic_add(arrived_ptr + row * KV + head, 1, mask=first_of_row)
-        stretches = tl.load(prefix_parts_ptr + row, mask=first_of_row, other=0)
-        last = first_of_row & (before == SUFFIX_SPLITS + stretches - 1)
-        if tl.max(last.to(tl.int32), 0) > 0:
-            for i in range(CHUNK_ROWS):
-                mine = last & (place == i)
-                if tl.max(mine.to(tl.int32), 0) > 0:
-                    which = tl.load(chunk_rows_ptr + chunk * CHUNK_ROWS + i)
-                    _join(
-                        part_ptr, lse_ptr, out_ptr, which, head,
-                        tl.load(prefix_parts_ptr + which),
-                        KV, RATIO, C, SUFFIX_SPLITS, SLOTS, PADDED,
-                    )  # fmt: skip
-                    tl.store(arrived_ptr + which * KV + head, 0)
 
 
 @triton.jit
 def _suffix_program(
-    q_ptr, part_ptr, lse_ptr, out_ptr, arrived_ptr, cache_ptr, page_stride, v_offset,
-    suffix_table_ptr, cached_ptr, prefix_parts_ptr, table_stride, scale, softcap, head, row, split,
+    q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, suffix_table_ptr, cached_ptr,
+    table_stride, scale, softcap, head, row, split,
     KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr, PAGE: tl.constexpr,
     BLOCK_T: tl.constexpr, QUERIES: tl.constexpr, SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    PADDED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
     at_c = tl.arange(0, C)
     at_q = tl.arange(0, QUERIES)
@@ -177,47 +135,58 @@ def _suffix_program(
     else:
         nothing = tl.full((QUERIES,), float("-inf"), tl.float32)
         tl.store(lse_ptr + where, nothing, mask=real)
-    tl.debug_barrier()
-    stretches = tl.load(prefix_parts_ptr + row)
-    if tl.atomic_add(arrived_ptr + row * KV + head, 1) == SPLITS + stretches - 1:
-        _join(
-            part_ptr, lse_ptr, out_ptr, row, head, stretches,
-            KV, RATIO, C, SPLITS, SLOTS, PADDED,
-        )  # fmt: skip
-        tl.store(arrived_ptr + row * KV + head, 0)
 
 
 @triton.jit
-def attention_kernel(
-    q_ptr, part_ptr, lse_ptr, out_ptr, arrived_ptr, address_ptr, layer_offset, page_stride,
-    v_offset, suffix_table_ptr, cached_ptr, prompt_length_ptr, prefix_parts_ptr,
+def parts_kernel(
+    q_ptr, part_ptr, lse_ptr, address_ptr, layer_offset, page_stride, v_offset,
+    suffix_table_ptr, cached_ptr, prompt_length_ptr,
     item_ptr, item_count_ptr, chunk_rows_ptr, chunk_table_ptr, table_stride, scale, softcap,
     CACHE: tl.constexpr, KV: tl.constexpr, RATIO: tl.constexpr, C: tl.constexpr,
     PAGE: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK_ROWS: tl.constexpr,
     CHUNK_QUERIES: tl.constexpr, ROW_QUERIES: tl.constexpr,
     PREFIX_PROGRAMS: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    PADDED: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (KV, PREFIX_PROGRAMS + rows * SUFFIX_SPLITS). ``arrived`` is int32 ``[rows, KV]``, zero
-    before and after; ``PADDED`` is the power of two that holds ``SLOTS``."""
     head = tl.program_id(0)
     program = tl.program_id(1)
     cache_ptr = tl.load(address_ptr).to(tl.pointer_type(CACHE))
     cache_ptr = tl.multiple_of(cache_ptr, 16) + layer_offset + head * PAGE * C
     if program < PREFIX_PROGRAMS:
         _prefix_program(
-            q_ptr, part_ptr, lse_ptr, out_ptr, arrived_ptr, cache_ptr, page_stride, v_offset,
-            cached_ptr, prompt_length_ptr, prefix_parts_ptr, item_ptr, item_count_ptr,
-            chunk_rows_ptr, chunk_table_ptr, table_stride, scale, softcap, head, program,
+            q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, cached_ptr,
+            prompt_length_ptr, item_ptr, item_count_ptr, chunk_rows_ptr, chunk_table_ptr,
+            table_stride, scale, softcap, head, program,
             KV, RATIO, C, PAGE, BLOCK_T, CHUNK_ROWS, CHUNK_QUERIES, PREFIX_PROGRAMS,
-            SUFFIX_SPLITS, SLOTS, PADDED, WINDOW, SOFTCAP,
+            SUFFIX_SPLITS, SLOTS, WINDOW, SOFTCAP,
         )  # fmt: skip
     else:
         work = program - PREFIX_PROGRAMS
         _suffix_program(
-            q_ptr, part_ptr, lse_ptr, out_ptr, arrived_ptr, cache_ptr, page_stride, v_offset,
-            suffix_table_ptr, cached_ptr, prefix_parts_ptr, table_stride, scale, softcap, head,
-            work // SUFFIX_SPLITS, work % SUFFIX_SPLITS,
-            KV, RATIO, C, PAGE, BLOCK_T, ROW_QUERIES, SUFFIX_SPLITS, SLOTS, PADDED, WINDOW,
-            SOFTCAP,
+            q_ptr, part_ptr, lse_ptr, cache_ptr, page_stride, v_offset, suffix_table_ptr,
+            cached_ptr, table_stride, scale, softcap, head, work // SUFFIX_SPLITS,
+            work % SUFFIX_SPLITS,
+            KV, RATIO, C, PAGE, BLOCK_T, ROW_QUERIES, SUFFIX_SPLITS, SLOTS, WINDOW, SOFTCAP,
         )  # fmt: skip
+
+
+@triton.jit
+def join_kernel(
+    part_ptr, lse_ptr, out_ptr, prefix_parts_ptr,
+    HEADS: tl.constexpr, C: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """Parts of one query head, weighted by their log-sum-exp."""
+    row = tl.program_id(0)
+    query = row * HEADS + tl.program_id(1)
+    at_s = tl.arange(0, PADDED)
+    at_c = tl.arange(0, C)
+    real = at_s < SUFFIX_SPLITS + tl.load(prefix_parts_ptr + row)
+    lse = tl.load(lse_ptr + query * SLOTS + at_s, mask=real, other=float("-inf"))
+    weight = tl.exp2(lse - tl.max(lse, 0))
+    weight = weight / tl.sum(weight, 0)
+    used = real & (lse > float("-inf"))
+    parts = tl.load(part_ptr + (query * SLOTS + at_s)[:, None] * C + at_c[None, :],
+                    mask=used[:, None], other=0.0)  # fmt: skip
+    out = tl.sum(parts * weight[:, None], 0)
+    tl.store(out_ptr + query * C + at_c, out.to(out_ptr.dtype.element_ty))

@@ -1,6 +1,6 @@
-"""One token a row through the decoder, eight launches a layer: the fast form of ``plain_step``.
+"""One token a row through the decoder, nine launches a layer: the fast form of ``plain_step``.
 
-    norm(residual + parts) -> q,k,v -> rotate, cache -> attend -> o
+    norm(residual + parts) -> q,k,v -> rotate, cache -> attend, join -> o
     norm(residual + parts) -> act(gate) * up -> down
 
 With more than 32 rows, gate, up and down are the vendor's products (``kernels/wide_mlp.py``).

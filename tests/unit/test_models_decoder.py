@@ -118,7 +118,7 @@ def test_fused_step_equals_the_plain_one():
 
 
 KERNELS = {
-    "decode_attention_triton": ("attention_kernel",),
+    "decode_attention_triton": ("parts_kernel", "join_kernel"),
     "decode_fused_triton": ("residual_norm_kernel", "rotary_cache_kernel"),
     "skinny_linear_triton": ("linear_kernel", "gated_kernel"),
     "wide_mlp_triton": ("adapted_gate_kernel", "add_adapter_kernel"),

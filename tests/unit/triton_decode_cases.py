@@ -31,7 +31,6 @@ def in_triton(q_BHC, case, layer, **settings):
     address = torch.tensor([arena.data_ptr()])
     offset, stride = layer * arena.stride(1), arena.stride(0)
     attention(q_BHC, address, offset, stride, case.rows, out_BHC, **settings)
-    assert not attention.arrived.any(), "the next layer would count from there"
     return out_BHC
 
 
