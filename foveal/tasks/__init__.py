@@ -21,6 +21,7 @@ from foveal.tasks.charts import ChartsTask
 from foveal.tasks.circuits import CircuitsTask
 from foveal.tasks.clocks import ClocksTask
 from foveal.tasks.gauges import GaugesTask
+from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.molecules import MoleculesTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
@@ -42,6 +43,7 @@ __all__ = [
     "CircuitsTask",
     "ClocksTask",
     "GaugesTask",
+    "GearsTask",
     "GeometryTask",
     "MoleculesTask",
     "StarsTask",
@@ -74,6 +76,7 @@ _ALL: tuple[Task, ...] = (
     StarsTask(),
     ClocksTask(),
     MoleculesTask(),
+    GearsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
