@@ -20,6 +20,7 @@ from foveal.tasks.cells import CellsTask
 from foveal.tasks.charts import ChartsTask
 from foveal.tasks.circuits import CircuitsTask
 from foveal.tasks.clocks import ClocksTask
+from foveal.tasks.drawings import DrawingsTask
 from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
@@ -43,6 +44,7 @@ __all__ = [
     "CircuitsTask",
     "ClocksTask",
     "GaugesTask",
+    "DrawingsTask",
     "GearsTask",
     "GeometryTask",
     "MoleculesTask",
@@ -77,6 +79,7 @@ _ALL: tuple[Task, ...] = (
     ClocksTask(),
     MoleculesTask(),
     GearsTask(),
+    DrawingsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
