@@ -24,6 +24,7 @@ from foveal.tasks.drawings import DrawingsTask
 from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
+from foveal.tasks.inclines import InclinesTask
 from foveal.tasks.molecules import MoleculesTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
@@ -47,6 +48,7 @@ __all__ = [
     "DrawingsTask",
     "GearsTask",
     "GeometryTask",
+    "InclinesTask",
     "MoleculesTask",
     "StarsTask",
 ]
@@ -80,6 +82,7 @@ _ALL: tuple[Task, ...] = (
     MoleculesTask(),
     GearsTask(),
     DrawingsTask(),
+    InclinesTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
