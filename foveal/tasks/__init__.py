@@ -26,6 +26,8 @@ from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.inclines import InclinesTask
 from foveal.tasks.molecules import MoleculesTask
+from foveal.tasks.optics import OpticsTask
+from foveal.tasks.pulleys import PulleysTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
 
@@ -50,6 +52,8 @@ __all__ = [
     "GeometryTask",
     "InclinesTask",
     "MoleculesTask",
+    "OpticsTask",
+    "PulleysTask",
     "StarsTask",
 ]
 
@@ -83,6 +87,8 @@ _ALL: tuple[Task, ...] = (
     GearsTask(),
     DrawingsTask(),
     InclinesTask(),
+    PulleysTask(),
+    OpticsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
