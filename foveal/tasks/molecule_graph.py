@@ -97,9 +97,9 @@ def _on_carbonyl(g: Graph, i: int) -> bool:
 
 
 def _is_single(g: Graph, i: int, symbol: str, carbons: int) -> bool:
-    """An uncharged ``symbol`` with single bonds to ``carbons`` carbons and to no other atom."""
+    """A ``symbol`` with single bonds to ``carbons`` carbons and to no other atom."""
     singles = len(g.next_to(i, "C", 1)) == len(g.bonds[i]) == carbons
-    return g.symbols[i] == symbol and singles and not g.charges[i]
+    return g.symbols[i] == symbol and singles
 
 
 def _alcohol(g: Graph, i: int) -> bool:

@@ -80,8 +80,10 @@ def test_the_wedges_that_are_drawn_hold_the_hands_that_are_asked_for(monkeypatch
         lambda drawer, molecule: (drawn.append(molecule), whole(drawer, molecule)),
     )
     checked = 0
-    for seed in range(60):
+    for seed in range(110):
         row = TASK.generate(seed, 5)
+        # A hand that is set on a finished molecule may come out as the other one.
+        assert TASK.reference_answer(row["metadata"]) == row["answer"], seed
         # Abbreviated groups have no atoms any more.
         if row["metadata"].get("stereo") and "*" not in chem.MolToSmiles(drawn[-1]):
             rdDepictor.Compute2DCoords(drawn[-1])
