@@ -178,10 +178,15 @@ def sheet(
     ] = None,
 ) -> None:
     """Write a picture with a sample of each task, its question and its answer."""
-    from foveal.tasks import TASKS, get_task
+    from foveal.tasks import TASKS, get_task, missing_package
     from foveal.tasks.sheet import write_sheet
 
     tasks = [get_task(name) for name in task or TASKS]
+    # A task that was asked for by name says itself what it misses.
+    for one in [] if task else list(tasks):
+        if package := missing_package(one):
+            typer.echo(f"left out: {one.name}, which needs {package} (pip install {package})")
+            tasks.remove(one)
     wanted = [(one, level) for one in tasks for level in difficulty or (2, 4)]
     # One seed for all would draw the same kind of question for several of them.
     rows = [one.generate(seed + i, level) for i, (one, level) in enumerate(wanted)]

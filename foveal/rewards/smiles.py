@@ -1,7 +1,8 @@
-"""Molecules in SMILES, compared as molecules by RDKit (``pip install rdkit``)."""
+"""Molecules in SMILES, compared as molecules by RDKit (the extra ``molecules``)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,6 +12,7 @@ from foveal.rewards.extract import completion_texts, extract_answer, reference_t
 
 MAX_CHARACTERS = 1000
 """Longer answers earn nothing; parsing them takes too long."""
+_WRAPPING = re.compile(r"""^(?:[\s`$"'.]|\*\*)+|(?:[\s`$"'.]|\*\*)+$""")
 
 
 def smiles_match(completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -84,11 +86,22 @@ def _chem() -> ModuleType:
     return Chem
 
 
+def _bare(text: str) -> str:
+    """``text`` without quotation marks, code and formula marks and the period of its sentence.
+
+    They come in any order: "`CCO`." as well as "`CCO.`". One asterisk is an atom of SMILES, two
+    in a row are bold type.
+    """
+    bare = _WRAPPING.sub("", text)
+    # A triple bond inside of a LaTeX formula; no SMILES has a bond after a bond.
+    return bare.replace("\\#", "#")
+
+
 def _molecule(chem: ModuleType, text: str) -> Any:
     """The molecule of SMILES ``text``, or None if it is none or has no atoms."""
-    text = text.strip(" \t\n`$").rstrip(".")
+    text = _bare(text)
     # RDKit reads what follows white space as a name and would not mind it.
-    if len(text) > MAX_CHARACTERS or len(text.split()) != 1:
+    if len(text) > MAX_CHARACTERS or len(text.split()) != 1 or not text.isascii():
         return None
     from rdkit import rdBase  # pyright: ignore[reportMissingImports]
 

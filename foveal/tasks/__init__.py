@@ -11,6 +11,7 @@ A row holds ``images``, ``problem`` (with its ``<image>`` marker), ``answer``, `
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from foveal.tasks.base import DrawnTask, tolerant_reward
@@ -19,8 +20,14 @@ from foveal.tasks.cells import CellsTask
 from foveal.tasks.charts import ChartsTask
 from foveal.tasks.circuits import CircuitsTask
 from foveal.tasks.clocks import ClocksTask
+from foveal.tasks.drawings import DrawingsTask
 from foveal.tasks.gauges import GaugesTask
+from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
+from foveal.tasks.inclines import InclinesTask
+from foveal.tasks.molecules import MoleculesTask
+from foveal.tasks.optics import OpticsTask
+from foveal.tasks.pulleys import PulleysTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
 
@@ -29,6 +36,7 @@ __all__ = [
     "Task",
     "dataset",
     "get_task",
+    "missing_package",
     "ShapesTask",
     "shapes_reward",
     "DrawnTask",
@@ -39,7 +47,13 @@ __all__ = [
     "CircuitsTask",
     "ClocksTask",
     "GaugesTask",
+    "DrawingsTask",
+    "GearsTask",
     "GeometryTask",
+    "InclinesTask",
+    "MoleculesTask",
+    "OpticsTask",
+    "PulleysTask",
     "StarsTask",
 ]
 
@@ -69,6 +83,12 @@ _ALL: tuple[Task, ...] = (
     CandlesTask(),
     StarsTask(),
     ClocksTask(),
+    MoleculesTask(),
+    GearsTask(),
+    DrawingsTask(),
+    InclinesTask(),
+    PulleysTask(),
+    OpticsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
@@ -86,12 +106,19 @@ def get_task(name: str) -> Task:
     raise ValueError(f"no task is called {name!r}; {hint}There are: {', '.join(sorted(TASKS))}")
 
 
+def missing_package(task: Task) -> str | None:
+    """The optional package that ``task`` draws with, if it is not installed; else None."""
+    needed = task.needs if isinstance(task, DrawnTask) else None
+    return needed if needed is not None and find_spec(needed) is None else None
+
+
 def dataset(name: str, n: int, seed: int = 0, difficulty: int = 3) -> list[dict[str, Any]]:
     """``n`` rows of a task. Data sets of two seeds share no row seed; a longer one begins with
     the shorter one's rows.
 
     Raises:
         ValueError: for an unknown task or difficulty, a negative seed, or ``n`` below 1.
+        ImportError: where the package that draws the task is not installed.
     """
     if not 1 <= n < _ROWS_PER_SEED:
         raise ValueError(f"n is {n}; a data set has 1 row or more")

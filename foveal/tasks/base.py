@@ -41,6 +41,8 @@ class DrawnTask(ABC):
     name: str
     kinds: ClassVar[tuple[str, ...]]
     """Kinds of question; every row's is in ``metadata["kind"]``."""
+    needs: ClassVar[str | None] = None
+    """An optional package that its pictures are drawn with."""
 
     def generate(self, seed: int, difficulty: int = 3) -> dict[str, Any]:
         """One row: ``images`` (one RGB picture), ``problem``, ``answer``, ``task``,

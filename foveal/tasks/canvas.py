@@ -59,6 +59,22 @@ class Canvas:
             a, b = at / length, min(at + 3, length) / length
             self.line([_along(start, end, a), _along(start, end, b)], colour, width)
 
+    def arrow(
+        self,
+        start: Point,
+        end: Point,
+        colour: Colour = INK,
+        width: float = 1.5,
+        head: float = 8,
+    ) -> None:
+        """A line whose ``end`` has a filled head of ``head`` pixels."""
+        turn = math.atan2(end[1] - start[1], end[0] - start[0])
+        back = (end[0] - head * math.cos(turn), end[1] - head * math.sin(turn))
+        across = (-math.sin(turn) * head * 0.36, math.cos(turn) * head * 0.36)
+        wings = [(back[0] + s * across[0], back[1] + s * across[1]) for s in (1, -1)]
+        self.line([start, back], colour, width)
+        self.polygon([end, *wings], colour)
+
     def polygon(
         self, points: Sequence[Point], fill: Colour | None, edge: Colour | None = None
     ) -> None:

@@ -10,10 +10,22 @@ from time import process_time
 import pyarrow
 import pytest
 
-from foveal.tasks import TASKS, CircuitsTask, DrawnTask, dataset, get_task, tolerant_reward
+from foveal.tasks import (
+    TASKS,
+    CircuitsTask,
+    DrawnTask,
+    dataset,
+    get_task,
+    missing_package,
+    tolerant_reward,
+)
 from foveal.tasks.base import DIFFICULTIES, plain
 
-NAMES = sorted(name for name, task in TASKS.items() if isinstance(task, DrawnTask))
+NAMES = sorted(
+    name
+    for name, task in TASKS.items()
+    if isinstance(task, DrawnTask) and missing_package(task) is None
+)
 LARGEST_SHARE = 0.2
 """Most that one constant answer may earn over a task's rows of one difficulty."""
 LARGEST_SHARE_OF_KIND = 0.4

@@ -1,11 +1,13 @@
 """The contact sheet of the tasks, from the command line."""
 
+import sys
+
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from foveal.cli import app
-from foveal.tasks import TASKS, get_task
+from foveal.tasks import TASKS, get_task, missing_package
 from foveal.tasks.sheet import write_sheet
 
 
@@ -17,7 +19,8 @@ def _run(*arguments):
 
 def test_the_sheet_has_a_cell_for_each_task_and_difficulty_and_stays_small(tmp_path):
     file = tmp_path / "new" / "sheet.png"
-    assert f"{2 * len(TASKS)} samples" in _run("sheet", "--out", file).replace("\n", " ")
+    drawn = [task for task in TASKS.values() if missing_package(task) is None]
+    assert f"{2 * len(drawn)} samples" in _run("sheet", "--out", file).replace("\n", " ")
     assert file.stat().st_size < 400_000
     with Image.open(file) as sheet:
         assert sheet.mode == "P"
@@ -36,6 +39,16 @@ def test_colours_survive_the_palette(tmp_path):
         seen = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 20)}
     for wanted in ((214, 40, 40), (240, 205, 40), (45, 85, 220)):
         assert min(sum(abs(a - b) for a, b in zip(wanted, c, strict=True)) for c in seen) < 45
+
+
+def test_without_rdkit_the_sheet_leaves_molecules_out_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveal.tasks.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    said = _run("sheet", "--out", tmp_path / "a.png", "--difficulty", 1)
+    assert "left out: molecules, which needs rdkit (pip install rdkit)" in said
+    asked = ["tasks", "sheet", "--out", str(tmp_path / "b.png"), "--task", "molecules"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2 and "install it with" in refused.output
 
 
 def test_tasks_are_listed():
