@@ -23,6 +23,7 @@ from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
+from foveal.tasks.textbook import TextbookTask
 
 __all__ = [
     "TASKS",
@@ -41,6 +42,7 @@ __all__ = [
     "GaugesTask",
     "GeometryTask",
     "StarsTask",
+    "TextbookTask",
 ]
 
 _ROWS_PER_SEED = 2**32
@@ -69,6 +71,7 @@ _ALL: tuple[Task, ...] = (
     CandlesTask(),
     StarsTask(),
     ClocksTask(),
+    TextbookTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

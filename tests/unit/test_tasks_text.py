@@ -1,0 +1,112 @@
+"""Families made of text: languages, worked solutions, statements, small signs."""
+
+from __future__ import annotations
+
+import string
+from fractions import Fraction
+
+import pytest
+from PIL import ImageOps
+
+from foveal.tasks import get_task
+from foveal.tasks.canvas import Canvas
+from foveal.tasks.lettering import Look, lettered, write
+from foveal.tasks.textbook import TextbookTask
+from foveal.tasks.textbook.steps import solve_line
+from foveal.tasks.textbook.words import LANGUAGES, WORDS
+
+
+def _leaves(words, path=()):
+    for key, value in words.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, key))
+        else:
+            texts = (value,) if isinstance(value, str) else value
+            yield (*path, key), sorted(_fields("".join(texts))), len(texts), texts
+
+
+def _fields(text):
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+def test_no_language_lacks_a_sentence_or_a_name_in_braces_or_is_left_in_english():
+    english = list(_leaves(WORDS["en"]))
+    for language in set(WORDS) - {"en"}:
+        other = list(_leaves(WORDS[language]))
+        assert [leaf[:3] for leaf in other] == [leaf[:3] for leaf in english], language
+        sentences = [zip(a[3], b[3], strict=True) for a, b in zip(other, english, strict=True)]
+        same = [a for pairs in sentences for a, b in pairs if a == b and " " in a]
+        assert not same, (language, same)
+
+
+def test_every_sentence_of_the_four_languages_can_be_printed():
+    for language in LANGUAGES:
+        for _, _, _, texts in _leaves(WORDS[language]):
+            assert all(lettered(text, 12).getbbox() for text in texts)
+    with pytest.raises(ValueError, match="'ж' of 'жук' is not in Pillow's font"):
+        lettered("жук", 12)
+
+
+def test_an_accent_is_drawn_above_its_letter_and_not_dropped():
+    for plain, accented in ("uü", "eé", "aà", "oô", "nñ", "cç", "ií", "AÄ"):
+        bare, marked = (lettered(text, 20) for text in (plain, accented))
+        assert bare.size == marked.size and marked.tobytes() != bare.tobytes()
+        _, top, _, bottom = bare.getbbox() or (0, 0, 0, 0)
+        _, high, _, low = marked.getbbox() or (0, 0, 0, 0)
+        assert high < top or low > bottom or plain == "i", accented
+
+
+def test_the_box_of_a_text_is_where_its_ink_is():
+    for anchor, angle in (("l", 0), ("r", 0), ("m", 30)):
+        canvas = Canvas(200, 80)
+        look = Look(1, 1.1, 0.2)
+        box = write(canvas, (100, 40), "Ink", 20, (0, 0, 0), anchor, look, angle)
+        ink = ImageOps.invert(canvas.finish().convert("L")).getbbox()
+        assert ink is not None
+        assert all(abs(a - b) <= 1.6 for a, b in zip(box, ink, strict=True)), (box, ink)
+
+
+def test_russian_is_refused_without_its_font_and_printed_with_it():
+    task = TextbookTask(("ru",))
+    try:
+        rows = [task.generate(seed, 1 + seed % 5) for seed in range(30)]
+    except ImportError as error:
+        pytest.skip(str(error))
+    assert all(row["metadata"]["language"] == "ru" for row in rows)
+    assert [task.reference_answer(r["metadata"]) for r in rows] == [r["answer"] for r in rows]
+
+
+def test_an_unknown_language_is_named():
+    with pytest.raises(ValueError, match=r"languages is \('xx',\); choose .* en, de"):
+        TextbookTask(("xx",))
+
+
+def test_boxes_are_solved_in_every_place_and_two_unknowns_are_refused():
+    letters = {"x": Fraction(4), "m": Fraction(1, 2)}
+    for line, expected in {
+        "x = 180° − □° − 60°": 116,
+        "3x + □ = x + 10": 2,
+        "□ · 2 = 2.5 · x": 5,
+        "m = (□ − (−3)) ÷ (2 − (−2))": -1,
+        "3 = 1 − (−0.5) · (□)": 4,
+    }.items():
+        assert solve_line(line, letters) == expected, line
+    with pytest.raises(ValueError, match="not linear"):
+        solve_line("4 ÷ (1 + □) = 2", letters)
+    with pytest.raises(ValueError, match="the letter 'b' has no value"):
+        solve_line("b = □", letters)
+
+
+def test_decimal_commas_count_where_the_language_has_them_and_nowhere_else():
+    def earned(language, said, answer="2.5"):
+        facts = [{"language": language, "tolerance": 0.0}]
+        said = [f"<answer>{said}</answer>"]
+        return get_task("textbook").reward([""], said, answer=[answer], metadata=facts)[0]
+
+    for language in ("de", "fr", "es"):
+        assert [earned(language, s) for s in ("2,5", "2.5", r"2{,}5", "2,5 kg")] == [1.0] * 4
+        assert [earned(language, s) for s in ("2, 5", "2,50,1", "25", "2,51")] == [0.0] * 4
+        assert earned(language, "1,234", "1234") == 1.0
+    assert earned("en", "2,5") == 0.0 and earned("en", "2.5") == 1.0
+    # A fraction is a value, however it is written.
+    assert [earned("fr", s, "3/4") for s in ("3/4", r"\frac{6}{8}", "0,75", "4/3")] == [1, 1, 1, 0]
