@@ -23,6 +23,7 @@ from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
+from foveal.tasks.tables import TablesTask
 from foveal.tasks.textbook import TextbookTask
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "GeometryTask",
     "StarsTask",
     "TextbookTask",
+    "TablesTask",
 ]
 
 _ROWS_PER_SEED = 2**32
@@ -72,6 +74,7 @@ _ALL: tuple[Task, ...] = (
     StarsTask(),
     ClocksTask(),
     TextbookTask(),
+    TablesTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foveal.tasks.canvas import SCALE, Canvas, Colour, Point, default_font
 from foveal.tasks.dice import Dice
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont
 
-_SIGNS = {"−": "+", "×": "+", "÷": "+", "²": "2", "□": "M", "¿": "?", "¡": "!", "ß": "b"}
+BOX = "□"
+_SIGNS = {"−": "+", "×": "+", "÷": "+", "²": "2", BOX: "M", "¿": "?", "¡": "!", "ß": "b"}
 """Signs drawn here, and the letter whose width they take."""
 _MARKS = {"\u0300": "grave", "\u0301": "acute", "\u0302": "circumflex", "\u0303": "tilde"}
 _MARKS |= {"\u0308": "dots", "\u0327": "cedilla"}
@@ -35,8 +35,7 @@ _SHARP_S = (
 _PLAIN = frozenset(map(chr, range(32, 127))) | frozenset("°·")
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(NamedTuple):
     """How letters are printed; the defaults are the font as it is."""
 
     weight: int = 0
@@ -51,10 +50,9 @@ class Look:
 
 def random_look(dice: Dice, bold: bool = False, dejavu: bool = False) -> Look:
     """Upright or slanted, narrow or wide, light or bold."""
-    slant, heavy = dice.pick((0.0, 0.0, 0.0, 0.12, 0.2)), bold or dice.below(4) == 0
-    # Thick strokes close the gaps between narrow letters.
-    stretch = dice.pick((1.08, 1.16) if heavy else (0.92, 0.96, 1.0, 1.06, 1.14))
-    return Look(int(heavy), stretch, slant, dejavu)
+    heavy = bold or dice.below(4) == 0
+    # Few looks, so that their glyphs are soon all drawn.
+    return Look(int(heavy), dice.pick((0.94, 1.0, 1.08)), dice.pick((0.0, 0.0, 0.16)), dejavu)
 
 
 PLAIN_LOOK = Look()
@@ -98,56 +96,99 @@ def write(
 
 
 def text_width(text: str, size: float, look: Look = PLAIN_LOOK) -> float:
-    """Pixels that ``write`` takes for ``text``."""
-    return lettered(text, size, look).width / SCALE
+    """Pixels that ``write`` takes for ``text``; nothing is drawn."""
+    return _wide(sum(_advances(_letters(text, look.dejavu), size, look)), size, look) / SCALE
 
 
-@lru_cache(maxsize=2048)
+def _advances(letters: list[tuple[str, str]], size: float, look: Look) -> list[float]:
+    return [_advance(letter, extra, size, look) for letter, extra in letters]
+
+
+def _wide(advance: float, size: float, look: Look) -> float:
+    """Width of a mask in doubled pixels."""
+    return advance * look.stretch + _lean(size, look) + 2 * _pad(size)
+
+
+@lru_cache(maxsize=512)
 def lettered(text: str, size: float, look: Look = PLAIN_LOOK) -> Image:
     """``text`` as a mask of doubled pixels, 255 where there is ink."""
-    from PIL import Image, ImageDraw
-
-    font = _dejavu(size) if look.dejavu else default_font(size)
-    runs = _runs(_letters(text, look.dejavu))
-    ascent, descent = font.getmetrics()
-    pad = max(2, round(size * 0.1))
-    lengths = [font.getlength(run) for run, _ in runs]
-    wide = math.ceil(sum(lengths)) + look.weight + 2 * pad
-    mask = Image.new("L", (max(1, wide), ascent + descent + pad))
-    pen = ImageDraw.Draw(mask)
-    at = (float(pad), ascent + pad // 2)
-    for (run, extra), length in zip(runs, lengths, strict=True):
-        _letter(mask, pen, font, at, run, extra, look.weight, size * SCALE)
-        at = (at[0] + length, at[1])
-    return _shaped(mask, look)
-
-
-def _shaped(mask: Image, look: Look) -> Image:
-    """Stretched and slanted."""
+    import numpy as np
     from PIL import Image
 
-    lean = look.slant * mask.height
+    letters = _letters(text, look.dejavu)
+    advances = _advances(letters, size, look)
+    # A glyph begins two pads before its letter and may end as many after it.
+    margin = math.ceil(3 * _pad(size) * look.stretch)
+    width, height = round(_wide(sum(advances), size, look)), _height(size, look.dejavu)
+    mask = np.zeros((height, width + 2 * margin), dtype=np.uint8)
+    x = margin + _pad(size) - 2 * _pad(size) * look.stretch
+    for (letter, extra), advance in zip(letters, advances, strict=True):
+        if letter != " ":
+            glyph = _glyph(letter, extra, size, look)
+            part = mask[:, round(x) : round(x) + glyph.shape[1]]
+            np.maximum(part, glyph[:, : part.shape[1]], out=part)
+        x += advance * look.stretch
+    return Image.fromarray(np.ascontiguousarray(mask[:, margin : margin + width]))
+
+
+def _pad(size: float) -> int:
+    return max(2, round(size * 0.1))
+
+
+@lru_cache(maxsize=256)
+def _height(size: float, dejavu: bool) -> int:
+    return sum(_chosen(size, dejavu).getmetrics()) + _pad(size)
+
+
+def _lean(size: float, look: Look) -> float:
+    return look.slant * _height(size, look.dejavu)
+
+
+def _chosen(size: float, dejavu: bool) -> FreeTypeFont:
+    return _dejavu(size) if dejavu else default_font(size)
+
+
+@lru_cache(maxsize=16384)
+def _advance(letter: str, extra: str, size: float, look: Look) -> float:
+    length = _chosen(size, look.dejavu).getlength(letter)
+    return length * (2 if extra == BOX else 1) + look.weight
+
+
+@lru_cache(maxsize=16384)
+def _glyph(letter: str, extra: str, size: float, look: Look) -> Any:
+    """One letter with its accent as rows of grey; it begins two pads from the left."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    font, pad = _chosen(size, look.dejavu), _pad(size)
+    wide = math.ceil(_advance(letter, extra, size, look)) + 4 * pad
+    mask = Image.new("L", (wide, _height(size, look.dejavu)))
+    at = (2.0 * pad, float(font.getmetrics()[0] + pad // 2))
+    _letter(mask, ImageDraw.Draw(mask), font, at, letter, extra, look.weight, size * SCALE)
+    lean = _lean(size, look)
     if look.stretch == 1.0 and not lean:
-        return mask
-    size = (round(mask.width * look.stretch + lean), mask.height)
+        return np.asarray(mask)
     inverse = 1 / look.stretch
     # Output (x, y) shows input (x - lean * (1 - y / height)) / stretch.
-    coefficients = (inverse, look.slant * inverse, -lean * inverse, 0.0, 1.0, 0.0)
-    return mask.transform(
-        size, Image.Transform.AFFINE, coefficients, resample=Image.Resampling.BILINEAR
+    shaped = mask.transform(
+        (round(mask.width * look.stretch + lean), mask.height),
+        Image.Transform.AFFINE,
+        (inverse, look.slant * inverse, -lean * inverse, 0.0, 1.0, 0.0),
+        resample=Image.Resampling.BILINEAR,
     )
+    return np.asarray(shaped)
 
 
 def _letters(text: str, dejavu: bool) -> list[tuple[str, str]]:
     """Each letter of the font, with the accent or sign that is drawn in addition or instead."""
+    if not dejavu and _PLAIN.issuperset(text):
+        return [(letter, "") for letter in text]
     letters = []
     for character in text:
-        if character == "□":
-            letters += [("M", ""), ("M", "□")]
+        if character in _SIGNS and (character == BOX or not dejavu):
+            letters.append((_SIGNS[character], character))
         elif dejavu:
             letters.append((character, ""))
-        elif character in _SIGNS:
-            letters.append((_SIGNS[character], character))
         else:
             base, *marks = unicodedata.normalize("NFD", character)
             if base not in _PLAIN or len(marks) > 1 or any(mark not in _MARKS for mark in marks):
@@ -156,22 +197,7 @@ def _letters(text: str, dejavu: bool) -> list[tuple[str, str]]:
                     "or add it to foveal/tasks/lettering.py"
                 )
             letters.append((base, _MARKS[marks[0]] if marks else ""))
-    # The first half of a box is drawn with the second.
-    return [
-        (letter, "nothing" if letters[i + 1 : i + 2] == [("M", "□")] else extra)
-        for i, (letter, extra) in enumerate(letters)
-    ]
-
-
-def _runs(letters: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Neighbours that need nothing drawn by hand as one."""
-    runs: list[tuple[str, str]] = []
-    for letter, extra in letters:
-        if runs and not extra and not runs[-1][1]:
-            runs[-1] = (runs[-1][0] + letter, "")
-        else:
-            runs.append((letter, extra))
-    return runs
+    return letters
 
 
 def _letter(
@@ -184,8 +210,6 @@ def _letter(
     weight: int,
     size: float,
 ) -> None:
-    if extra == "nothing":
-        return
     if extra in _SIGNS:
         _sign(mask, pen, font, at, letter, extra, weight, size)
         return
@@ -244,9 +268,9 @@ def _sign(
     left, top, right, bottom = (at[i % 2] + edge for i, edge in enumerate(box))
     width = max(2, round(size / 13) + weight)
     x, y, r = (left + right) / 2, at[1] - size * 0.3, (right - left) / 2
-    if sign == "□":
-        advance = font.getlength("M")
-        frame = [at[0] - advance * 0.9, at[1] - size * 0.8, right, at[1] + size * 0.14]
+    if sign == BOX:
+        wide = at[0] + font.getlength(letter) * 1.9
+        frame = [left, at[1] - size * 0.8, wide, at[1] + size * 0.14]
         pen.rectangle(frame, outline=255, width=width)
     elif sign in "¿¡":
         glyph = Image.new("L", (round(right - left) + 2, round(bottom - top) + 2))

@@ -8,9 +8,10 @@ from fractions import Fraction
 import pytest
 from PIL import ImageOps
 
-from foveal.tasks import get_task
+from foveal.tasks import TablesTask, get_task
 from foveal.tasks.canvas import Canvas
 from foveal.tasks.lettering import Look, lettered, write
+from foveal.tasks.tables.grid import Format
 from foveal.tasks.textbook import TextbookTask
 from foveal.tasks.textbook.steps import solve_line
 from foveal.tasks.textbook.words import LANGUAGES, WORDS
@@ -110,3 +111,60 @@ def test_decimal_commas_count_where_the_language_has_them_and_nowhere_else():
     assert earned("en", "2,5") == 0.0 and earned("en", "2.5") == 1.0
     # A fraction is a value, however it is written.
     assert [earned("fr", s, "3/4") for s in ("3/4", r"\frac{6}{8}", "0,75", "4/3")] == [1, 1, 1, 0]
+
+
+def test_printed_amounts_are_read_back_in_every_style():
+    printed = {
+        Format(",", ".", True): "(1,234,567.50)",
+        Format(".", ",", False): "−1.234.567,50",
+        Format(" ", ".", True): "(1 234 567.50)",
+        Format("", ".", False): "−1234567.50",
+    }
+    for form, text in printed.items():
+        assert form.text(-1234567.5, 2) == text and form.value(text) == -1234567.5
+        assert form.text(12) == "12" and form.value("12") == 12.0
+
+
+def test_statements_worked_out_by_hand():
+    facts = {
+        "form": "income",
+        "columns": ["", "Note", "2024", "2023"],
+        "labels": ["Revenue", "Rent", "Net profit"],
+        "cells": [["3", "1.200", "1.000"], ["", "(90)", "(80)"], ["", "(60)", "250"]],
+        "group": ".",
+        "point": ",",
+        "percent": True,
+        "sign": -1,
+    }
+
+    def solved(kind, *asked):
+        return TablesTask().reference_answer({**facts, "kind": kind, "asked": asked})
+
+    revenue, rent, profit = (["Revenue", "2024"], ["Rent", "2024"], ["Net profit", "2024"])
+    assert solved("total", revenue, rent) == "1110"
+    assert solved("difference", rent, ["Rent", "2023"]) == "-10"
+    assert solved("growth", rent, ["Rent", "2023"]) == "12.5"
+    assert solved("ratio", profit, revenue) == "-5"
+    assert solved("largest", rent, profit) == "Rent"
+
+
+def test_an_invoice_without_amounts_is_multiplied_out_and_trains_are_timed():
+    invoice = {
+        "form": "invoice",
+        "columns": ["Item", "Quantity", "Unit price"],
+        "labels": ["Desk", "Lamp"],
+        "cells": [["2", "1,100.50"], ["3", "20.00"]],
+        "group": ",",
+        "point": ".",
+        "asked": [["Desk", "Amount"], ["Lamp", "Amount"]],
+    }
+    assert TablesTask().reference_answer({**invoice, "kind": "total"}) == "2261"
+    trains = {
+        "form": "timetable",
+        "columns": ["", "S 1", "S 2"],
+        "labels": ["A", "B"],
+        "cells": [["08:50", "09:00"], ["09:05", "09:20"]],
+        "asked": [["B", "S 1"], ["A", "S 1"], ["B", "S 2"], ["A", "S 2"]],
+    }
+    assert TablesTask().reference_answer({**trains, "kind": "largest"}) == "S 2"
+    assert TablesTask().reference_answer({**trains, "kind": "difference"}) == "15"

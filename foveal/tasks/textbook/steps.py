@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from foveal.tasks.dice import Dice
+from foveal.tasks.lettering import BOX
 
-BOX = "□"
 _BRACED = re.compile(r"\{([^}]*)\}")
 _TOKEN = re.compile(rf"\d+(?:\.\d+)?|[A-Za-z]|[-+−·×÷:()=]|{BOX}")
 
