@@ -21,10 +21,13 @@ from foveal.tasks.circuits import CircuitsTask
 from foveal.tasks.clocks import ClocksTask
 from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.geometry import GeometryTask
+from foveal.tasks.read_text import ReadTextTask
+from foveal.tasks.relations import RelationsTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
 from foveal.tasks.tables import TablesTask
 from foveal.tasks.textbook import TextbookTask
+from foveal.tasks.zoom import ZoomTask
 
 __all__ = [
     "TASKS",
@@ -45,6 +48,9 @@ __all__ = [
     "StarsTask",
     "TextbookTask",
     "TablesTask",
+    "ZoomTask",
+    "ReadTextTask",
+    "RelationsTask",
 ]
 
 _ROWS_PER_SEED = 2**32
@@ -75,6 +81,9 @@ _ALL: tuple[Task, ...] = (
     ClocksTask(),
     TextbookTask(),
     TablesTask(),
+    ZoomTask(),
+    ReadTextTask(),
+    RelationsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import string
 from fractions import Fraction
 
@@ -168,3 +169,42 @@ def test_an_invoice_without_amounts_is_multiplied_out_and_trains_are_timed():
     }
     assert TablesTask().reference_answer({**trains, "kind": "largest"}) == "S 2"
     assert TablesTask().reference_answer({**trains, "kind": "difference"}) == "15"
+
+
+def test_the_box_of_a_zoom_holds_the_whole_sign_and_its_letters():
+    for seed in range(6):
+        row = get_task("zoom").generate(seed, 1 + seed % 5)
+        left, top, right, bottom = row["metadata"]["box"]
+        picture = row["images"][0].convert("L")
+        rim = picture.crop((left, top, left + 1, bottom)).getextrema()
+        inner = picture.crop((left + 3, top + 3, right - 3, bottom - 3)).getextrema()
+        # A grey frame around dark letters on a light plate.
+        assert rim[1] < 140 and inner[0] < 110 and inner[1] > 200, (seed, rim, inner)
+
+
+def test_zooms_have_one_sign_for_each_question_and_misprints_of_it_elsewhere():
+    for seed in range(20):
+        facts = get_task("zoom").generate(seed, 5)["metadata"]
+        keys = [(s["colour"], s["row"], s["side"]) for s in facts["signs"]]
+        texts = [s["text"] for s in facts["signs"]]
+        assert len(set(keys)) == len(keys) and len(set(texts)) == len(texts)
+        near = [sum(a != b for a, b in zip(one, other, strict=False)) for one, other in
+                itertools.combinations(texts, 2) if len(one) == len(other)]  # fmt: skip
+        assert facts["signs"][0]["text"].isalpha() or near.count(1) >= 3
+
+
+def test_relations_on_four_shapes_worked_out_by_hand():
+    places = {"red star": (10, 10, 5), "blue star": (100, 20, 9), "red circle": (90, 80, 5)}
+    shapes = [
+        {"colour": name.split()[0], "form": name.split()[1], "x": x, "y": y, "radius": r}
+        for name, (x, y, r) in places.items()
+    ]
+
+    def solved(kind, towards="left", a=0, b=0, size="largest"):
+        facts = {"kind": kind, "towards": towards, "a": a, "b": b, "size": size, "shapes": shapes}
+        return get_task("relations").reference_answer(facts)
+
+    assert [solved("side", a=0, b=1), solved("side", a=2, b=1)] == ["right", "above"]
+    assert [solved("nearest", a=2), solved("furthest", "below")] == ["blue star", "red circle"]
+    assert [solved("order", "right"), solved("order", "left", a=1)] == ["2", "2"]
+    assert [solved("colour"), solved("colour", size="smallest")] == ["blue", "red"]
