@@ -95,6 +95,12 @@ def write(
     return [round((x, y)[i % 2] + edge / SCALE, 1) for i, edge in enumerate(inner)]
 
 
+def is_printable(text: str) -> bool:
+    """Whether ``write`` can print ``text`` without DejaVu Sans."""
+    signs = unicodedata.normalize("NFD", text)
+    return all(sign in _PLAIN or sign in _MARKS or sign in _SIGNS for sign in signs)
+
+
 def text_width(text: str, size: float, look: Look = PLAIN_LOOK) -> float:
     """Pixels that ``write`` takes for ``text``; nothing is drawn."""
     return _wide(sum(_advances(_letters(text, look.dejavu), size, look)), size, look) / SCALE

@@ -11,9 +11,10 @@ from PIL import ImageOps
 
 from foveal.tasks import TablesTask, get_task
 from foveal.tasks.canvas import Canvas
-from foveal.tasks.lettering import Look, lettered, write
+from foveal.tasks.lettering import Look, lettered, text_width, write
 from foveal.tasks.tables.grid import Format
 from foveal.tasks.textbook import TextbookTask
+from foveal.tasks.textbook.page import WIDTH
 from foveal.tasks.textbook.steps import solve_line
 from foveal.tasks.textbook.words import LANGUAGES, WORDS
 
@@ -47,6 +48,13 @@ def test_every_sentence_of_the_four_languages_can_be_printed():
             assert all(lettered(text, 12).getbbox() for text in texts)
     with pytest.raises(ValueError, match="'ж' of 'жук' is not in Pillow's font"):
         lettered("жук", 12)
+
+
+def test_no_rule_is_longer_than_its_page():
+    widest = Look(1, 1.08, 0.16)
+    for language in LANGUAGES:
+        for text in WORDS[language]["rules"].values():
+            assert 20 + text_width(text, 14, widest) < WIDTH, (language, text)
 
 
 def test_an_accent_is_drawn_above_its_letter_and_not_dropped():

@@ -165,6 +165,7 @@ def _print(
     pen.put((20, y), words["rules"][kind], anchor="l", larger=-1)
     for i, text in enumerate([words["solution"], *steps] if steps else []):
         shown = text.replace(".", ",") if comma and i else text
+        shown = shown.replace("÷", words["divided"])
         pen.put((20 if i == 0 else 44, y + (i + 1.1) * size * 1.6), shown, anchor="l")
     return canvas.finish(dice, (0, 0, 2, 4, 7)[difficulty - 1]), pen.printed
 

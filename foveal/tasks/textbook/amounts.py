@@ -132,7 +132,7 @@ def _stack(pen: Pen, things: list[str], centre: float, floor: float) -> None:
                 corners = [(x - 14, y - 32), (x + 14, y - 32), (x + 20, y), (x - 20, y)]
                 pen.canvas.polygon([pen.at(*c) for c in corners], (90, 95, 105))
                 pen.put((x, y - 20), text, (255, 255, 255), larger=-1)
-                pen.put((x, y - 8), "kg", (255, 255, 255), larger=-4)
+                pen.put((x, y - 8), pen.words["units"]["kg"], (255, 255, 255), larger=-4)
 
 
 def letters_balance(facts: dict[str, Any]) -> Letters:
@@ -230,6 +230,7 @@ def make_lever(dice: Dice, difficulty: int) -> Exercise:
 
 
 def draw_lever(pen: Pen, facts: dict[str, Any]) -> None:
+    units = pen.words["units"]
     # Arms are no scale drawing: the unknown one would be read off.
     middle, y = WIDTH / 2, 66.0
     pen.line([(44, y), (WIDTH - 44, y)], width=5)
@@ -239,11 +240,11 @@ def draw_lever(pen: Pen, facts: dict[str, Any]) -> None:
         x = middle + side * 140
         pen.line([(x, y), (x, y + 52)], pen.mark, 2)
         pen.line([(x - 5, y + 43), (x, y + 53), (x + 5, y + 43)], pen.mark, 2)
-        text = "F" if force < 0 else f"{pen.number(force)} N"
+        text = "F" if force < 0 else f"{pen.number(force)} {units['N']}"
         pen.put((x, y + 70), text, pen.mark, larger=1)
         pen.line([(middle, y - 26), (x, y - 26)], width=1)
         pen.line([(x, y - 32), (x, y - 20)], width=1)
-        text = "d" if arm < 0 else f"{pen.number(arm)} cm"
+        text = "d" if arm < 0 else f"{pen.number(arm)} {units['cm']}"
         pen.put((middle + side * 70, y - 40), text)
     pen.line([(middle, y - 32), (middle, y - 20)], width=1)
 

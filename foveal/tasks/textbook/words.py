@@ -12,6 +12,8 @@ ENGLISH: dict[str, Any] = {
     "exercise": "Exercise",
     "chapter": ("Chapter", "Unit", "Lesson"),
     "solution": "Solution:",
+    "divided": "÷",
+    "units": {"kg": "kg", "cm": "cm", "N": "N"},
     "in_picture": ("Solve the exercise in the picture.", "Read the exercise and solve it."),
     "explain": (
         "Explain how you find it, then give the answer.",
@@ -77,6 +79,8 @@ GERMAN: dict[str, Any] = {
     "exercise": "Aufgabe",
     "chapter": ("Kapitel", "Einheit", "Lektion"),
     "solution": "Lösung:",
+    "divided": ":",
+    "units": {"kg": "kg", "cm": "cm", "N": "N"},
     "in_picture": ("Löse die Aufgabe im Bild.", "Lies die Aufgabe und löse sie."),
     "explain": (
         "Erkläre deinen Weg und nenne dann das Ergebnis.",
@@ -89,7 +93,7 @@ GERMAN: dict[str, Any] = {
         "Ergänze die Lösung: Welche Zahl fehlt?",
     ),
     "rules": {
-        "triangle": "Die Winkel eines Dreiecks ergeben zusammen 180°.",
+        "triangle": "Die Winkelsumme im Dreieck beträgt 180°.",
         "line": "Alle Abschnitte sind gleich lang.",
         "fraction": "Alle Teile sind gleich groß.",
         "balance": "Die Waage ist im Gleichgewicht.",
@@ -147,6 +151,8 @@ SPANISH: dict[str, Any] = {
     "exercise": "Ejercicio",
     "chapter": ("Capítulo", "Unidad", "Lección"),
     "solution": "Solución:",
+    "divided": ":",
+    "units": {"kg": "kg", "cm": "cm", "N": "N"},
     "in_picture": ("Resuelve el ejercicio de la imagen.", "Lee el ejercicio y resuélvelo."),
     "explain": (
         "Explica cómo lo calculas y después da el resultado.",
@@ -218,6 +224,8 @@ FRENCH: dict[str, Any] = {
     "exercise": "Exercice",
     "chapter": ("Chapitre", "Unité", "Leçon"),
     "solution": "Solution :",
+    "divided": ":",
+    "units": {"kg": "kg", "cm": "cm", "N": "N"},
     "in_picture": ("Résous l'exercice de l'image.", "Lis l'exercice et résous-le."),
     "explain": (
         "Explique ta démarche, puis donne le résultat.",
@@ -231,7 +239,7 @@ FRENCH: dict[str, Any] = {
     ),
     "rules": {
         "triangle": "La somme des angles d'un triangle est 180°.",
-        "line": "Toutes les graduations sont régulières.",
+        "line": "Les graduations sont régulières.",
         "fraction": "Toutes les parts sont égales.",
         "balance": "La balance est en équilibre.",
         "slope": "Un carreau vaut une unité.",
@@ -293,6 +301,8 @@ RUSSIAN: dict[str, Any] = {
     "exercise": "Задание",
     "chapter": ("Глава", "Раздел", "Урок"),
     "solution": "Решение:",
+    "divided": ":",
+    "units": {"kg": "кг", "cm": "см", "N": "Н"},
     "in_picture": ("Реши задачу на картинке.", "Прочитай задание и реши его."),
     "explain": (
         "Объясни ход решения, затем дай ответ.",
@@ -310,7 +320,7 @@ RUSSIAN: dict[str, Any] = {
         "fraction": "Все части равны.",
         "balance": "Весы находятся в равновесии.",
         "slope": "Одна клетка равна единице.",
-        "venn": "Каждое число — количество учеников в своей области.",
+        "venn": "В каждой области указано число учеников.",
         "lever": "Рычаг находится в равновесии.",
     },
     "triangle": {"x": ("Чему равен угол x?", "Найди угол x в градусах.")},
