@@ -28,8 +28,13 @@ from foveal.tasks.inclines import InclinesTask
 from foveal.tasks.molecules import MoleculesTask
 from foveal.tasks.optics import OpticsTask
 from foveal.tasks.pulleys import PulleysTask
+from foveal.tasks.read_text import ReadTextTask
+from foveal.tasks.relations import RelationsTask
 from foveal.tasks.shapes import ShapesTask, shapes_reward
 from foveal.tasks.stars import StarsTask
+from foveal.tasks.tables import TablesTask
+from foveal.tasks.textbook import TextbookTask
+from foveal.tasks.zoom import ZoomTask
 
 __all__ = [
     "TASKS",
@@ -55,6 +60,11 @@ __all__ = [
     "OpticsTask",
     "PulleysTask",
     "StarsTask",
+    "TextbookTask",
+    "TablesTask",
+    "ZoomTask",
+    "ReadTextTask",
+    "RelationsTask",
 ]
 
 _ROWS_PER_SEED = 2**32
@@ -89,6 +99,11 @@ _ALL: tuple[Task, ...] = (
     InclinesTask(),
     PulleysTask(),
     OpticsTask(),
+    TextbookTask(),
+    TablesTask(),
+    ZoomTask(),
+    ReadTextTask(),
+    RelationsTask(),
 )
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 

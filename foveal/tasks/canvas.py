@@ -125,11 +125,15 @@ class Canvas:
         place = (at[0] * SCALE, at[1] * SCALE)
         width = 2 * SCALE if halo else 0
         self._pen.text(
-            place, text, colour, _font(size), anchor, stroke_width=width, stroke_fill=halo
+            place, text, colour, default_font(size), anchor, stroke_width=width, stroke_fill=halo
         )
 
     def text_width(self, text: str, size: float) -> float:
-        return _font(size).getlength(text) / SCALE
+        return default_font(size).getlength(text) / SCALE
+
+    def stamp(self, at: Point, mask: Image, colour: Colour) -> None:
+        """Lay ``colour`` through ``mask`` (mode L, in doubled pixels), its left top at ``at``."""
+        self._image.paste(colour, (round(at[0] * SCALE), round(at[1] * SCALE)), mask)
 
     def finish(self, dice: Dice | None = None, noise: float = 0.0) -> Image:
         """The picture; ``noise`` is the standard deviation of grain, in grey levels of 255."""
@@ -160,7 +164,8 @@ def _noise_field() -> Any:
 
 
 @lru_cache(maxsize=64)
-def _font(size: float) -> FreeTypeFont:
+def default_font(size: float) -> FreeTypeFont:
+    """Pillow's own font at ``size`` finished pixels, that is twice that on the canvas."""
     from PIL import ImageFont
 
     font = ImageFont.load_default(size=size * SCALE)

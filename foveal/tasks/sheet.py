@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveal.tasks.base import INSTRUCTION
 from foveal.tasks.canvas import INK, SCALE, Canvas
+from foveal.tasks.lettering import is_printable, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +65,11 @@ def _caption(canvas: Canvas, row: dict[str, Any], x: float, y: float) -> None:
     canvas.text((x, y + 4), title, 9, (120, 125, 135), "lt")
     lines = _wrapped(canvas, question, 10, CELL)
     for number, line in enumerate(lines):
-        canvas.text((x, y + 17 + 12 * number), line, 10, INK, "lt")
+        at = (x, y + 17 + 12 * number)
+        if line.isascii() or not is_printable(line):
+            canvas.text(at, line, 10, INK, "lt")
+        else:
+            write(canvas, (at[0] - 1, at[1] + 4), line, 10, INK, "l")
     canvas.text((x, y + 18 + 12 * len(lines)), row["answer"], 11, (20, 110, 60), "lt")
 
 

@@ -60,3 +60,12 @@ def test_a_wrong_path_or_no_rows_are_named(tmp_path):
         write_sheet(tmp_path / "sheet.jpg", [get_task("shapes").generate(0)])
     with pytest.raises(ValueError, match="0 rows"):
         write_sheet(tmp_path / "sheet.png", [])
+
+
+def test_captions_keep_their_accents(tmp_path):
+    row, captions = get_task("stars").generate(0, 1), []
+    for text in ("où est la flèche", "oü est la flêche"):
+        write_sheet(tmp_path / "sheet.png", [{**row, "problem": f"<image>{text}"}])
+        captions.append((tmp_path / "sheet.png").read_bytes())
+    # Letters that a font lacks all look the same.
+    assert captions[0] != captions[1]
