@@ -17,12 +17,19 @@ Four steps, one file each, each usable alone:
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
                 (``forms``: prompts as they are typed, for generation)
 
-``identity`` says which rows are the same.
+``identity`` says which rows are the same; ``coordinates`` what their boxes count in.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
 
 from foveal.data.columns import FORMATS, NormalRow, detect_format, normalise_row
+from foveal.data.coordinates import (
+    CoordinateSpace,
+    clip_boxes,
+    convert_boxes,
+    convert_points,
+    corners_of,
+)
 from foveal.data.datasets import RowSource, load_rows
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
@@ -48,4 +55,9 @@ __all__ = [
     "describe_dropped",
     "PromptReader",
     "list_prompts",
+    "CoordinateSpace",
+    "convert_boxes",
+    "convert_points",
+    "clip_boxes",
+    "corners_of",
 ]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import track
 
+from foveal.coordinates import check_space
 from foveal.data.columns import NormalRow
+from foveal.data.coordinates import coordinate_columns
 from foveal.data.datasets import RowSource
 from foveal.data.messages import with_system_prompt
 from foveal.types import ImageInput, Prompt
@@ -62,6 +64,8 @@ class PromptBuilder:
         max_prompt_length: most tokens of a prompt, pictures included; None for no bound.
         chat_template_kwargs: handed to the chat template, such as ``enable_thinking``.
         system_prompt: for rows without a system message of their own.
+        answer_coordinates: space of ``foveal.coordinates`` in which the model answers, for rows
+            that declare theirs (``foveal.data.coordinates``).
 
     Raises:
         ValueError: the processor cuts pictures into tiles (Gemma 3's pan and scan).
@@ -75,7 +79,10 @@ class PromptBuilder:
         max_prompt_length: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         system_prompt: str | None = None,
+        answer_coordinates: str | None = None,
     ) -> None:
+        if answer_coordinates is not None:
+            check_space(answer_coordinates, "answer_coordinates")
         if getattr(processor.image_processor, "do_pan_and_scan", False):
             raise ValueError(
                 "the processor has do_pan_and_scan=True, which turns one picture into several. "
@@ -86,6 +93,7 @@ class PromptBuilder:
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.system_prompt = system_prompt
+        self.answer_coordinates = answer_coordinates
         # Gemma's templates mark a picture by the token that opens it, Qwen's by one image token.
         self._marker = getattr(processor, "boi_token", None) or processor.image_token
         self._placeholders = _placeholder_texts(processor, image_token_id)
@@ -100,7 +108,15 @@ class PromptBuilder:
         """
         messages = with_system_prompt(row.messages, self.system_prompt)
         ids, images = self._process(self._render(messages, index), row.images, index)
-        return Prompt(index=index, ids=ids, images=images, messages=messages, columns=row.columns)
+        added = coordinate_columns(
+            row.columns,
+            [picture.size for picture in row.images],
+            [self._resized_size(image) for image in images],
+            self.answer_coordinates,
+            index,
+        )
+        columns = {**row.columns, **added} if added else row.columns
+        return Prompt(index=index, ids=ids, images=images, messages=messages, columns=columns)
 
     def build_text(self, text: str, pictures: list[Image.Image], index: int) -> Prompt:
         """Tokenises a text that has been through the chat template, as it stands.
@@ -153,6 +169,28 @@ class PromptBuilder:
         token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         return self._expansion(width, height).count(token)
 
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which the model's image processor brings a picture of this size.
+
+        Found by processing a blank one, so that it is what happens.
+
+        Raises:
+            ValueError: the processor refuses pictures of this size.
+        """
+        from PIL import Image
+
+        text = self.render([{"type": "image"}, {"type": "text", "text": "?"}])
+        _, (image,) = self._process(text, [Image.new("RGB", (width, height))], 0, any_length=True)
+        return self._resized_size(image)
+
+    def _resized_size(self, image: ImageInput) -> tuple[int, int]:
+        if image.grid_thw is None:
+            height, width = image.pixel_values.shape[-2:]
+            return width, height
+        _, rows, columns = image.grid_thw
+        side = self.processor.image_processor.patch_size
+        return columns * side, rows * side
+
     def _render(self, messages: list[dict[str, Any]], index: int) -> str:
         self._refuse_placeholders(messages, index)
         try:
@@ -163,7 +201,7 @@ class PromptBuilder:
             raise _refused(index, error) from error
 
     def _process(
-        self, text: str, pictures: list[Image.Image], index: int
+        self, text: str, pictures: list[Image.Image], index: int, any_length: bool = False
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         self._check_markers(text.count(self._marker), len(pictures), index)
         try:
@@ -178,7 +216,8 @@ class PromptBuilder:
         ids = tuple(inputs["input_ids"][0].tolist())
         images = self._split_images(inputs, len(pictures), index)
         self._check_placeholders(ids, images, index)
-        self._check_length(len(ids), index)
+        if not any_length:
+            self._check_length(len(ids), index)
         return ids, images
 
     def _tokenizer_options(self, text: str) -> dict[str, Any]:

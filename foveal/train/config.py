@@ -64,6 +64,10 @@ class GRPOConfig(TrainingArguments):
     system_prompt: str | None = None
     """Put before every conversation that has no system message."""
     chat_template_kwargs: dict[str, Any] | None = None
+    answer_coordinates: str | None = None
+    """What the model's boxes and points count in, for rows with a column ``coordinates``:
+    "original", "resized", "0-1000" or "0-1" (``foveal.coordinates``). None takes what its family
+    was taught: the resized picture's pixels for Qwen2.5-VL, else 0-1000."""
 
     # -- sampling
     temperature: float = 1.0
