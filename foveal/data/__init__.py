@@ -17,6 +17,9 @@ Four steps, one file each, each usable alone:
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
                 (``forms``: prompts as they are typed, for generation)
 
+Training rows may also come from a stream, a task or a ``mixture`` of sources (``feeds``,
+``streams``, ``mixtures``; ``difficulty`` measures what is drawn next).
+
 ``identity`` says which rows are the same; ``coordinates`` what their boxes count in.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
@@ -31,9 +34,11 @@ from foveal.data.coordinates import (
     corners_of,
 )
 from foveal.data.datasets import RowSource, load_rows
+from foveal.data.feeds import Feed, FeedSettings
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
 from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
+from foveal.data.mixtures import Mixture, TaskRows, mixture, open_feed, task_rows
 from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
 
 __all__ = [
@@ -55,6 +60,13 @@ __all__ = [
     "describe_dropped",
     "PromptReader",
     "list_prompts",
+    "mixture",
+    "Mixture",
+    "task_rows",
+    "TaskRows",
+    "open_feed",
+    "Feed",
+    "FeedSettings",
     "CoordinateSpace",
     "convert_boxes",
     "convert_points",

@@ -48,17 +48,18 @@ class RowSource:
         self._need_random_access()
         if not 0 <= index < len(self.rows):
             raise IndexError(f"{self.name} has {len(self.rows)} rows, numbered from 0; not {index}")
-        return self._normal(self.rows[index], index)
+        return self.normal(self.rows[index], index)
 
     def __iter__(self) -> Iterator[NormalRow]:
         """Rows in order, each decoded as it is reached."""
         index = -1
         for index, row in enumerate(self.rows):
-            yield self._normal(row, index)
+            yield self.normal(row, index)
         if index < 0:
             raise _empty(self.name)
 
-    def _normal(self, row: Any, index: int) -> NormalRow:
+    def normal(self, row: Any, index: int) -> NormalRow:
+        """A raw row of this source, normalised. Raises what ``normalise_row`` raises."""
         if not isinstance(row, Mapping):
             raise TypeError(
                 f"row {index} of {self.name} is of type {type(row).__name__}. "
@@ -78,10 +79,11 @@ def load_rows(spec: Any, split: str | None = None, streaming: bool = False) -> R
     """Opens a data set.
 
     Args:
-        spec: a ``datasets.Dataset``, ``IterableDataset`` or ``DatasetDict``, a list of dicts or
-            other sequence of them; or the name of a parquet, json, jsonl or csv file, of a folder
-            of such files, of an image folder with ``metadata.jsonl`` or ``metadata.csv``, of a
-            folder written by ``save_to_disk``, or of a data set on the Hugging Face hub.
+        spec: a ``datasets.Dataset``, ``IterableDataset`` or ``DatasetDict``, a list of dicts,
+            other sequence of them or (streamed) any iterable of them; or the name of a parquet,
+            json, jsonl or csv file, of a folder of such files, of an image folder with
+            ``metadata.jsonl`` or ``metadata.csv``, of a folder written by ``save_to_disk``, or
+            of a data set on the Hugging Face hub.
         split: which split, "train[:100]" and "train[-10%:]" included. None means "train", or
             the only one there is. In a folder, splits are told by file and folder names.
         streaming: read rows in order, nothing ahead.
@@ -122,10 +124,10 @@ def _from_object(spec: Any, split: str | None, name: str = "the data set") -> Ro
             f"split={split!r} was given with one data set of type {type(spec).__name__}. "
             f"Leave it out, or select rows before."
         )
-    if not _is_rows(spec):
+    if not _is_rows(spec) and not _is_stream(spec):
         raise TypeError(
             f"rows cannot be read from a {type(spec).__name__}. Give a datasets.Dataset, a list "
-            f"of dicts, a file or folder, or a hub id."
+            f"of dicts, any other iterable of them, a file or folder, or a hub id."
         )
     return _source(spec, name)
 
@@ -136,6 +138,16 @@ def _is_rows(value: Any) -> bool:
     is_array = hasattr(value, "dtype") or hasattr(value, "dtypes")
     sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     return _is_dataset(value) or (sized and not is_array)
+
+
+def _is_stream(value: Any) -> bool:
+    is_array = hasattr(value, "dtype") or hasattr(value, "dtypes")
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return (
+        hasattr(value, "__iter__")
+        and not isinstance(value, (str, bytes, Mapping))
+        and not (is_array or sized)
+    )
 
 
 def _is_split(value: Any) -> bool:

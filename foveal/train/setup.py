@@ -158,8 +158,8 @@ def dataset_prompts(
     rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
     if rows.is_streamed:
         raise ValueError(
-            f"the {role} set is streamed; load it with streaming=False, because the order of "
-            "prompts must be known to resume a run"
+            f"the {role} set is streamed; load it with streaming=False, because all of its rows "
+            "are answered each time"
         )
     kept, dropped = survey(rows, builder)
     if dropped and builder.max_prompt_length is not None:
