@@ -152,6 +152,9 @@ def anchor(sections: dict[str, Any], folder: Path) -> None:
         for key in keys:
             if isinstance(values.get(key), str):
                 values[key] = _anchored(values[key], folder)
+            for part in values[key] if isinstance(values.get(key), list) else ():
+                if isinstance(part, dict) and isinstance(part.get("data"), str):
+                    part["data"] = _anchored(part["data"], folder)
     if sections.get("rewards"):
         rewards = check_rewards(sections["rewards"])
         sections["rewards"] = {_anchored_reward(n, folder): w for n, w in rewards.items()}
