@@ -290,6 +290,23 @@ def test_data_inspect_fails_for_errors_and_for_warnings_if_strict(questions, che
 # -- demo, doctor
 
 
+def test_data_filter_writes_rows_that_training_can_read(recipe, checkpoint, questions, tmp_path):
+    reward = ("--reward", f"{recipe.parent / 'rewards.py'}:by_turns")
+    out = tmp_path / "kept" / "rows.jsonl"
+    asked = ("--model", checkpoint, "--max-tokens", 2, "--n", 4)
+    shown = run("data", "filter", questions, *asked, *reward, "--rows", 2, "--out", out)
+    assert "2 rows: kept 2, never 0, always 0" in shown
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["pass_rate"] for row in rows] == [0.5, 0.5]
+    assert (out.parent / rows[0]["image"]).is_file()
+    for wrong, words in (
+        (("--out", "rows.csv"), "name a .parquet or a .jsonl file"),
+        (("--out", out, "--above", 1), "0 <= above < below"),
+        (("--out", out, "--temperature", 0), "greedy answers are all the same"),
+    ):
+        assert words in run("data", "filter", questions, *asked, *reward, *wrong, code=2)
+
+
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     called = {}
     fake = types.ModuleType("foveal.demo")
