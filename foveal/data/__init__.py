@@ -15,7 +15,8 @@ Four steps, one file each, each usable alone:
                 (``messages``: where the pictures go)
     images      PIL, path, URL, bytes, base64 -> an upright RGB picture
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
-                (``forms``: prompts as they are typed, for generation)
+                (``lengths``: those that are too long; ``picture_cache``: pictures that come again;
+                ``forms``: prompts as they are typed, for generation)
 
 Training rows may also come from a stream, a task or a ``mixture`` of sources (``feeds``,
 ``streams``, ``mixtures``; ``difficulty`` measures what is drawn next).
@@ -38,8 +39,9 @@ from foveal.data.feeds import Feed, FeedSettings
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
 from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
+from foveal.data.lengths import describe_dropped, survey
 from foveal.data.mixtures import Mixture, TaskRows, mixture, open_feed, task_rows
-from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
+from foveal.data.prompts import PromptBuilder, PromptTooLong
 
 __all__ = [
     "load_rows",

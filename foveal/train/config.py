@@ -71,6 +71,8 @@ class GRPOConfig(TrainingArguments):
     "original", "resized", "0-1000" or "0-1" (``foveal.coordinates``). None takes what its family
     was taught: the resized picture's pixels for Qwen2.5-VL, else 0-1000."""
 
+    picture_cache_mib: int = 512
+    """Host memory in MiB for processed pictures that may come again; 0 keeps none."""
     stream_buffer: int = 256
     """Rows of a streamed set that are held at once, and shuffled with each other."""
 
@@ -202,6 +204,8 @@ class GRPOConfig(TrainingArguments):
                 f"num_generations is {self.num_generations}; a group needs at least 2 completions, "
                 "because an advantage compares a completion with the others"
             )
+        if self.picture_cache_mib < 0:
+            raise ValueError(f"picture_cache_mib is {self.picture_cache_mib}; 0 keeps none")
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
         for name in (

@@ -135,6 +135,7 @@ def prompt_builder(model: nn.Module, processing_class: Any, config: GRPOConfig) 
         max_prompt_length=_prompt_bound(model, config),
         chat_template_kwargs=config.chat_template_kwargs,
         system_prompt=config.system_prompt,
+        picture_cache_bytes=config.picture_cache_mib * 2**20,
         answer_coordinates=config.answer_coordinates or family_of(model).FAMILY.answer_coordinates,
     )
 
