@@ -338,6 +338,23 @@ def filter_rows(
     typer.echo(f"{write_kept(found, out)} rows in {out}")
 
 
+@data_app.command("convert")
+def convert(
+    data: Annotated[str, typer.Argument(help="File, folder or hub id; or task:NAME.")],
+    to: Annotated[str, typer.Option(help="Such as EasyR1, verl, TRL, ms-swift.")],
+    out: Annotated[Path, typer.Option(help="The .parquet or .jsonl file to write.")],
+    split: SplitOption = None,
+    rows: RowsOption = None,
+    difficulty: DifficultyOption = None,
+) -> None:
+    """Write a data set in another framework's row format, pictures included."""
+    from foveal.data import export_row, write_rows
+
+    source = _open(data, rows=rows, split=split, difficulty=difficulty)
+    count = write_rows((export_row(row, to) for row in source), out)
+    typer.echo(f"{count} rows in {out}")
+
+
 def _prompt_builder(model: str, max_prompt_length: int | None) -> Any:
     from foveal.data import PromptBuilder
     from foveal.models.load import load_processor

@@ -7,25 +7,17 @@ write_kept(found, "kept.parquet")  # the kept rows with a column ``pass_rate``
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from foveal.data import RowSource, load_rows
+from foveal.data import RowSource, load_rows, write_rows
 from foveal.evaluate import Evaluation, evaluate
 
 __all__ = ["MeasuredRows", "measure_rows", "write_kept"]
 
 COLUMN = "pass_rate"
-_PATH_KEYS = {"image", "images", "image_url", "url", "path", "file_name", "file_names"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,74 +106,16 @@ def _pass_rates(evaluation: Evaluation, right_from: float) -> tuple[float | None
 
 
 def write_kept(found: MeasuredRows, path: str | os.PathLike[str]) -> int:
-    """Write the kept rows, with their ``pass_rate``, as parquet or jsonl.
-
-    Pictures that lie beside the data stay there: their paths are written anew, from the folder of
-    ``path``. Pictures in the rows are copied into the file.
-
-    Returns:
-        The number of rows.
+    """Write the kept rows, with their ``pass_rate``, as ``foveal.data.write_rows`` does.
 
     Raises:
-        ValueError: for another extension, or if no row is kept.
+        ValueError: for another extension than .parquet and .jsonl, or if no row is kept.
     """
-    path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in (".parquet", ".jsonl"):
-        raise ValueError(f"{path} ends with {kind!r}; name a .parquet or a .jsonl file")
     kept = found.kept
     if not kept:
         raise ValueError(
             f"none of the {len(found.pass_rates)} rows is kept ({found.counts()}); move the bounds "
             "apart, or take easier or harder rows"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    base, as_text = found.source.base_dir, kind == ".jsonl"
-    rows = [
-        {
-            **{
-                name: _portable(value, str(name), base, path.parent, as_text)
-                for name, value in found.source.rows[index].items()
-            },
-            COLUMN: found.pass_rates[index],
-        }
-        for index in kept
-    ]
-    if as_text:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        path.write_text("".join(lines), encoding="utf-8")
-    else:
-        from datasets import Dataset
-
-        Dataset.from_list(rows).to_parquet(str(path))
-    return len(rows)
-
-
-def _portable(value: Any, key: str, base: Path | None, folder: Path, as_text: bool) -> Any:
-    """A value as it can be written, with pictures as bytes or text and paths from ``folder``."""
-    if isinstance(value, Image.Image):
-        value = _png(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        data = bytes(value)
-        return f"data:image/*;base64,{base64.b64encode(data).decode()}" if as_text else data
-    if isinstance(value, Mapping):
-        if as_text and value.get("bytes") is not None:
-            return _portable(value["bytes"], key, base, folder, as_text)
-        return {k: _portable(v, str(k), base, folder, as_text) for k, v in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_portable(item, key, base, folder, as_text) for item in value]
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and key in _PATH_KEYS and not os.path.isabs(value):
-        start = Path(base or ".") / value
-        if len(value) < 256 and start.is_file():
-            return Path(os.path.relpath(start, folder)).as_posix()
-    return value
-
-
-def _png(picture: Image.Image) -> bytes:
-    written = io.BytesIO()
-    picture.save(written, format="PNG")
-    return written.getvalue()
+    rows = ({**found.source.rows[index], COLUMN: found.pass_rates[index]} for index in kept)
+    return write_rows(rows, path, found.source.base_dir)

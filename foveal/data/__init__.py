@@ -21,6 +21,7 @@ Four steps, one file each, each usable alone:
 Training rows may also come from a stream, a task or a ``mixture`` of sources (``feeds``,
 ``streams``, ``mixtures``; ``difficulty`` measures what is drawn next).
 
+``export`` writes rows in any of these formats; ``objects`` fills in ms-swift's boxes.
 ``identity`` says which rows are the same; ``coordinates`` what their boxes count in.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
@@ -35,6 +36,7 @@ from foveal.data.coordinates import (
     corners_of,
 )
 from foveal.data.datasets import RowSource, load_rows
+from foveal.data.export import export_row, write_rows
 from foveal.data.feeds import Feed, FeedSettings
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
@@ -69,6 +71,8 @@ __all__ = [
     "open_feed",
     "Feed",
     "FeedSettings",
+    "export_row",
+    "write_rows",
     "CoordinateSpace",
     "convert_boxes",
     "convert_points",

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foveal.data.columns import NormalRow, normalise_row
 from foveal.data.files import EXTENSIONS, find_tables, read_tables, split_of
+from foveal.data.renaming import renamed
 
 __all__ = ["RowSource", "load_rows"]
 
@@ -75,7 +76,14 @@ class RowSource:
             )
 
 
-def load_rows(spec: Any, split: str | None = None, streaming: bool = False) -> RowSource:
+def load_rows(
+    spec: Any,
+    split: str | None = None,
+    streaming: bool = False,
+    *,
+    rename: Mapping[str, str] | None = None,
+    image_dir: str | os.PathLike[str] | None = None,
+) -> RowSource:
     """Opens a data set.
 
     Args:
@@ -87,12 +95,22 @@ def load_rows(spec: Any, split: str | None = None, streaming: bool = False) -> R
         split: which split, "train[:100]" and "train[-10%:]" included. None means "train", or
             the only one there is. In a folder, splits are told by file and folder names.
         streaming: read rows in order, nothing ahead.
+        rename: column of the data -> column of a known format, such as
+            ``{"question": "problem", "img": "image"}``.
+        image_dir: folder that relative picture paths start from; that of the data if None.
 
     Raises:
         ValueError: nothing has that name, the set is empty, the extension or split is unknown,
             a file is damaged.
         TypeError: ``spec`` is none of the above.
     """
+    source = _load(spec, split, streaming)
+    if image_dir is not None:
+        source = replace(source, base_dir=Path(os.path.expanduser(image_dir)))
+    return replace(source, rows=renamed(source.rows, rename)) if rename else source
+
+
+def _load(spec: Any, split: str | None, streaming: bool) -> RowSource:
     if not isinstance(spec, (str, os.PathLike)):
         return _from_object(spec, split)
     path = Path(os.path.expanduser(spec))

@@ -110,6 +110,8 @@ class PassRates:
         """How often in a row all (positive) or none (negative) of the completions were right."""
         self._dropped: set[int] = set()
         self._skipped: set[int] = set()
+        self.forgiven = 0
+        """How often no row was left and all came back."""
 
     def note(self, row: int, pass_rate: float) -> None:
         """A group of a row was answered."""
@@ -134,6 +136,12 @@ class PassRates:
     def count_usable(self) -> int:
         return self.count - len(self._dropped | self._skipped)
 
+    def forgive(self) -> None:
+        """Draw rows again that were left out, and count their streaks anew."""
+        self._skipped.clear()
+        self._streak.clear()
+        self.forgiven += 1
+
     def weights(self) -> list[float]:
         """How likely each row is to be drawn, to be normalised."""
         weights = [UNSEEN] * self.count
@@ -149,11 +157,13 @@ class PassRates:
             "streak": [list(item) for item in self._streak.items()],
             "dropped": sorted(self._dropped),
             "skipped": sorted(self._skipped),
+            "forgiven": self.forgiven,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._rate, self._streak = dict(state["rate"]), dict(state["streak"])
         self._dropped, self._skipped = set(state["dropped"]), set(state["skipped"])
+        self.forgiven = state["forgiven"]
 
     def metrics(self) -> dict[str, float]:
         if not self._rate:
@@ -161,4 +171,6 @@ class PassRates:
         seen = {"seen": len(self._rate) / self.count}
         seen["pass_rate"] = sum(self._rate.values()) / len(self._rate)
         bounds = (self.settings.skip_solved_after, self.settings.skip_unsolved_after)
-        return seen if bounds == (None, None) else {**seen, "skipped": float(len(self._skipped))}
+        if bounds == (None, None):
+            return seen
+        return {**seen, "skipped": float(len(self._skipped)), "forgiven": float(self.forgiven)}

@@ -95,10 +95,12 @@ class SetFeed(Feed):
 
     def draw(self) -> Fed:
         if self.rates.count_usable() == 0:
+            # A run is not lost because it has learned all there is; the log counts this.
+            self.rates.forgive()
+        if self.rates.count_usable() == 0:
             raise ValueError(
-                f"{self.name}: none of its {self.size} rows is left: each is too long, or was "
-                "solved always or never as often as skip_solved_after and skip_unsolved_after "
-                "say. Stop here, raise these bounds, or add rows"
+                f"{self.name}: all of its {self.size} prompts are longer than max_prompt_length. "
+                "Raise it, or lower the processor's max_pixels"
             )
         index = self._by_rate() if self.settings.curriculum.is_on else self._in_order()
         return Fed(self.rows[index], self.name, index)

@@ -15,6 +15,7 @@ from foveal.coordinates import check_space
 from foveal.data.columns import NormalRow
 from foveal.data.coordinates import coordinate_columns
 from foveal.data.messages import with_system_prompt
+from foveal.data.objects import boxes_in_space
 from foveal.data.picture_cache import DEFAULT_CACHE_BYTES, PictureCache
 from foveal.types import ImageInput, Prompt
 
@@ -93,6 +94,7 @@ class PromptBuilder:
         self.system_prompt = system_prompt
         self.answer_coordinates = answer_coordinates
         self.pictures = PictureCache(picture_cache_bytes)
+        self._resized: dict[tuple[int, int, str], tuple[int, int]] = {}
         # Gemma's templates mark a picture by the token that opens it, Qwen's by one image token.
         self._marker = getattr(processor, "boi_token", None) or processor.image_token
         self._placeholders = _placeholder_texts(processor, image_token_id)
@@ -105,7 +107,7 @@ class PromptBuilder:
             ValueError: the text holds a placeholder token, the processor refuses the row, or
                 its placeholders and picture tokens differ in number.
         """
-        messages = with_system_prompt(row.messages, self.system_prompt)
+        messages = with_system_prompt(self._placed_boxes(row, index), self.system_prompt)
         ids, images = self._process(self._render(messages, index), row.images, index)
         added = coordinate_columns(
             row.columns,
@@ -147,7 +149,7 @@ class PromptBuilder:
         Raises:
             ValueError: as ``build`` does, for the text and for refused pictures.
         """
-        messages = with_system_prompt(row.messages, self.system_prompt)
+        messages = with_system_prompt(self._placed_boxes(row, index), self.system_prompt)
         text = self._render(messages, index)
         self._check_markers(text.count(self._marker), len(row.images), index)
         try:
@@ -176,9 +178,28 @@ class PromptBuilder:
         """
         from PIL import Image
 
-        text = self.render([{"type": "image"}, {"type": "text", "text": "?"}])
-        _, (image,) = self._process(text, [Image.new("RGB", (width, height))], 0, any_length=True)
-        return self._resized_size(image)
+        key = (width, height, repr(self.processor.image_processor.to_dict()))
+        if key not in self._resized:
+            text = self.render([{"type": "image"}, {"type": "text", "text": "?"}])
+            _, (image,) = self._processed(text, [Image.new("RGB", (width, height))], 0)
+            self._resized[key] = self._resized_size(image)
+        return self._resized[key]
+
+    def _placed_boxes(self, row: NormalRow, index: int) -> list[dict[str, Any]]:
+        """The row's messages, boxes in the text in the model's coordinates."""
+        own = row.columns.get("answer_coordinates")
+
+        def sizes() -> tuple[tuple[int, int], tuple[int, int]]:
+            if not row.images:
+                raise ValueError("a box needs a picture")
+            return row.images[0].size, self.resized_size(*row.images[0].size)
+
+        try:
+            declared = row.columns.get("coordinates")
+            to = self.answer_coordinates if own is None else own
+            return boxes_in_space(row.messages, declared, to, sizes)
+        except ValueError as error:
+            raise ValueError(f"row {index}: its text has boxes, and {error}") from error
 
     def _resized_size(self, image: ImageInput) -> tuple[int, int]:
         if image.grid_thw is None:
@@ -198,7 +219,7 @@ class PromptBuilder:
             raise _refused(index, error) from error
 
     def _process(
-        self, text: str, pictures: list[Image.Image], index: int, any_length: bool = False
+        self, text: str, pictures: list[Image.Image], index: int
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         self._check_markers(text.count(self._marker), len(pictures), index)
         keys = self._cache_keys(pictures)
@@ -210,8 +231,7 @@ class PromptBuilder:
             for key, image in zip(keys, images, strict=False):
                 self.pictures.put(key, image)
         self._check_placeholders(ids, images, index)
-        if not any_length:
-            self._check_length(len(ids), index)
+        self._check_length(len(ids), index)
         return ids, images
 
     def _processed(

@@ -37,10 +37,14 @@ EXAMPLES = {
 _TASK_EXAMPLE = "{task: shapes, n: 512}"
 _TASK_KEYS = {"task": str, "n": int, "seed": int, "difficulty": int}
 _PART_EXAMPLE = "[{data: questions.parquet, weight: 2}, {task: shapes, difficulty: 2, weight: 1}]"
+_TASK_ONLY = ("n", "seed", "difficulty")
+_SET_ONLY = ("split", "streaming", "rename", "image_dir")
 _PART_KEYS = {
     "data": str,
     "split": str | None,
     "streaming": bool,
+    "rename": dict[str, str],
+    "image_dir": str,
     **_TASK_KEYS,
     "weight": float,
     "name": str,
@@ -74,6 +78,10 @@ class DataSection:
     eval_split: str | None = None
     streaming: bool = False
     """Read ``train`` row by row, in order."""
+    rename: dict[str, str] | None = None
+    """Columns of the data -> columns of a known format, in ``train`` and ``eval``."""
+    image_dir: str | None = None
+    """Folder that relative picture paths start from."""
 
 
 @cache
@@ -163,7 +171,7 @@ def check_parts(parts: list[Any]) -> list[dict[str, Any]]:
             raise RecipeError(
                 f"data.train[{place}] needs either data or task; write train: {_PART_EXAMPLE}"
             )
-        others = ("n", "seed", "difficulty") if "data" in part else ("split", "streaming")
+        others = _TASK_ONLY if "data" in part else _SET_ONLY
         if wrong := [key for key in others if key in part]:
             kind = "a set" if "data" in part else "a task"
             raise RecipeError(f"data.train[{place}].{wrong[0]} is not for {kind}; take it out")

@@ -226,14 +226,18 @@ def _open_data(
         return train_rows, None
     evaluated = data.train if data.eval is None else data.eval
     assert not isinstance(evaluated, list)
-    return train_rows, _open(evaluated, data.eval_split)
+    return train_rows, _open(evaluated, data.eval_split, **_reading(data))
+
+
+def _reading(data: DataSection) -> dict[str, Any]:
+    return {"rename": data.rename, "image_dir": data.image_dir}
 
 
 def _open_train(data: DataSection) -> RowSource | TaskRows | Mixture:
     if not isinstance(data.train, list):
         if isinstance(data.train, dict) and "n" not in data.train:
             return _endless(data.train)
-        return _open(data.train, data.split, data.streaming)
+        return _open(data.train, data.split, data.streaming, **_reading(data))
     sources = [_part(part) for part in data.train]
     weights = [part.get("weight", 1.0) for part in data.train]
     plain = mixture(sources, weights)
@@ -243,7 +247,8 @@ def _open_train(data: DataSection) -> RowSource | TaskRows | Mixture:
 
 def _part(part: dict[str, Any]) -> RowSource | TaskRows:
     if "data" in part:
-        return _open(part["data"], part.get("split"), part.get("streaming", False))
+        reading = {key: part.get(key) for key in ("rename", "image_dir")}
+        return _open(part["data"], part.get("split"), part.get("streaming", False), **reading)
     task = {key: part[key] for key in ("task", "n", "seed", "difficulty") if key in part}
     return _open(task, None) if "n" in task else _endless(task)
 
@@ -257,7 +262,9 @@ def _endless(spec: dict[str, Any]) -> TaskRows:
     return rows
 
 
-def _open(spec: str | dict[str, Any], split: str | None, streaming: bool = False) -> RowSource:
+def _open(
+    spec: str | dict[str, Any], split: str | None, streaming: bool = False, **reading: Any
+) -> RowSource:
     """Open a data set and read its first row, so that a wrong one fails now."""
     if isinstance(spec, dict):
         from foveal.tasks import dataset
@@ -267,6 +274,6 @@ def _open(spec: str | dict[str, Any], split: str | None, streaming: bool = False
             load_rows(dataset(spec["task"], **settings), split), name=f"the task {spec['task']}"
         )
     else:
-        rows = load_rows(spec, split, streaming)
+        rows = load_rows(spec, split, streaming, **reading)
     next(iter(rows))
     return rows

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import foveal
 from foveal import doctor
 from foveal.cli import _is_about_input, app
+from foveal.data import detect_format, load_rows
 from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
 from tests.samples import picture
@@ -305,6 +306,15 @@ def test_data_filter_writes_rows_that_training_can_read(recipe, checkpoint, ques
         (("--out", out, "--temperature", 0), "greedy answers are all the same"),
     ):
         assert words in run("data", "filter", questions, *asked, *reward, *wrong, code=2)
+
+
+def test_data_convert_writes_the_format_that_is_named(questions, tmp_path):
+    out = tmp_path / "verl.parquet"
+    assert "3 rows in" in run("data", "convert", questions, "--to", "verl", "--out", out)
+    source = load_rows(out)
+    assert detect_format(source.rows[0]) == "verl" and len(source[2].images) == 1
+    said = run("data", "convert", questions, "--to", "trl", "--out", out, code=2)
+    assert "there is no format 'trl'; known are" in said
 
 
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):

@@ -281,11 +281,16 @@ def test_rows_solved_again_and_again_are_left_out_and_forgiven_before(is_on):
     assert feed.metrics()["skipped"] == 2
 
 
-def test_a_set_with_nothing_left_to_draw_says_why():
+def test_a_set_of_which_all_is_solved_comes_back_and_is_counted():
     feed = open_feed(rows(2), steered(is_on=False, skip_solved_after=1))
     for _ in range(2):
         feed.learn(feed.draw().key, 1.0)
-    with pytest.raises(ValueError, match="none of its 2 rows is left"):
+    assert (feed.metrics()["skipped"], feed.metrics()["forgiven"]) == (2, 0)
+    assert len({feed.draw().key for _ in range(2)}) == 2
+    assert (feed.metrics()["skipped"], feed.metrics()["forgiven"]) == (0, 1)
+    for index in range(2):
+        feed.drop(index)
+    with pytest.raises(ValueError, match="all of its 2 prompts are longer"):
         feed.draw()
 
 

@@ -13,6 +13,7 @@ import pytest
 from foveal.recipe import DataSection, Recipe, check_recipe, load_recipe
 from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
+from tests.samples import picture
 
 MINIMAL = """
 model: {model_name: Qwen/Qwen2.5-VL-7B-Instruct}
@@ -460,3 +461,16 @@ def test_data_without_an_end_needs_max_steps_before_weights_are_loaded(write, ch
         check(
             write(), checkpoint, f"data.train={data}", "data.eval_split=test", "train.max_steps=2"
         )
+
+
+def test_columns_and_pictures_elsewhere_are_named_in_the_recipe(write, checkpoint):
+    given = "{train: mine.jsonl, rename: {question: problem}, image_dir: pictures}"
+    path = write(MINIMAL.replace("{train: hiyouga/geometry3k}", given), "recipes/recipe.yaml")
+    (path.parent / "pictures").mkdir()
+    picture(0, 40, 40).save(path.parent / "pictures" / "a.png")
+    line = '{"question": "<image>How many?", "answer": "3", "images": ["a.png"]}\n'
+    (path.parent / "mine.jsonl").write_text(line)
+    overrides = [f"model.model_name={checkpoint}", "train.use_cpu=true"]
+    assert len(check_recipe(load_recipe(path, overrides)).train_rows[0].images) == 1
+    part = "data.train=[{data: mine.jsonl, rename: {question: problem}, image_dir: 3}]"
+    assert "data.train[0].image_dir is 3 (a whole number)" in message(path, part)
