@@ -92,11 +92,14 @@ class SetFeed(Feed):
         self._pending: list[int] = []
         """Rows drawn and not yet learned from."""
         self._order: tuple[int, list[int]] | None = None
+        self._weights: list[float] | None = None
+        """Kept from draw to draw: there may be many rows."""
 
     def draw(self) -> Fed:
         if self.rates.count_usable() == 0:
             # A run is not lost because it has learned all there is; the log counts this.
             self.rates.forgive()
+            self._weights = None
         if self.rates.count_usable() == 0:
             raise ValueError(
                 f"{self.name}: all of its {self.size} prompts are longer than max_prompt_length. "
@@ -124,22 +127,31 @@ class SetFeed(Feed):
     def _by_rate(self) -> int:
         dice = random.Random(f"{self.settings.seed}/rate/{self._place}")
         self._place += 1
-        weights = self.rates.weights()
-        for index in self._pending:
-            weights[index] = 0.0
-        if not any(weights):  # a window of more rows than there are
-            self._pending.clear()
-            weights = self.rates.weights()
+        weights = self._current_weights()
         (index,) = dice.choices(range(len(weights)), weights)
         self._pending.append(index)
+        weights[index] = 0.0
         return index
 
+    def _current_weights(self) -> list[float]:
+        """Of every row; 0 for those that were drawn since the last ones were learned from."""
+        if self._weights is None:
+            self._weights = self.rates.weights()
+            for index in self._pending:
+                self._weights[index] = 0.0
+        if not any(self._weights):  # a window of more rows than there are
+            self._pending.clear()
+            self._weights = self.rates.weights()
+        return self._weights
+
     def learn(self, key: Any, pass_rate: float | None) -> None:
+        self._weights = None
         if pass_rate is not None:
             self.rates.note(key, pass_rate)
         self._pending = [index for index in self._pending if index != key]
 
     def drop(self, key: Any) -> None:
+        self._weights = None
         self.rates.drop(key)
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,6 +163,7 @@ class SetFeed(Feed):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._place, self._pending = state["place"], list(state["pending"])
+        self._weights = None
         self.rates.load_state_dict(state["rates"])
 
     def metrics(self) -> dict[str, float]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 import pytest
 
 from foveal.data import load_rows, mixture, task_rows
-from foveal.rewards.call import RewardError
+from foveal.rewards.call import RewardError, RewardTable
 from foveal.tasks import get_task
+from foveal.train.window import pass_rates
+from foveal.types import Completion, Group, Prompt
 from tests.runs.test_resume import REUSED, DiesAfter, even_byte, optimizer_values
 from tests.runs.tiny_run import assert_same, lines, parameters, questions, steps_logged, trainer
 
@@ -94,6 +97,24 @@ def test_the_log_tells_sources_and_difficulty_and_these_change(folders):
     levels = [entry["curriculum/clocks/difficulty"] for entry in entries]
     assert len(set(levels)) > 1
     assert any("dynamic_sampling/redrawn_groups" in entry for entry in entries)
+
+
+def test_groups_that_were_redrawn_are_measured_as_well(folders):
+    """Only groups with a spread remain; a curriculum that saw no others would rest for ever."""
+    window = folders("redrawn")[0]._window
+    assert window.redrawn_groups > 0
+    assert len(window.pass_rates) == len(window.groups) + window.redrawn_groups
+
+
+def test_the_pass_rate_counts_the_first_reward_that_says_anything():
+    nan = math.nan
+    table = RewardTable(
+        [[1.0, 0.0], [0.4, 1.0], [nan, 0.5], [nan, nan]] + [[nan, nan]] * 2, {}, {}, {}
+    )
+    prompts = [Prompt(index, (1,), (), []) for index in (7, 8, 9)]
+    groups = [Group(p, (Completion((1,), "", "stop"),) * 2) for p in prompts]
+    assert pass_rates(groups, table, 1.0) == {7: 0.5, 8: 0.0}
+    assert pass_rates(groups, table, 0.4) == {7: 1.0, 8: 1.0}
 
 
 def test_a_second_run_of_one_trainer_begins_anew(tmp_path):
