@@ -110,11 +110,16 @@ def train(
 
 def _plan(checked: CheckedRecipe) -> Table:
     """What a run would do."""
+    from foveal.data import RowSource
+
     config, rows = checked.config, checked.train_rows
     prompts = config.prompts_per_micro_step * config.gradient_accumulation_steps
     table = Table(title="The recipe can run", show_header=False)
     table.add_row("model", checked.family)
-    table.add_row("training rows", f"{len(rows)} from {rows.name}")
+    count = "as they are drawn, from "
+    if isinstance(rows, RowSource) and not rows.is_streamed:
+        count = f"{len(rows)} from "
+    table.add_row("training rows", count + rows.name)
     if checked.eval_rows is not None:
         table.add_row("evaluation rows", f"{len(checked.eval_rows)} from {checked.eval_rows.name}")
     table.add_row("an optimizer step", f"{prompts} prompts x {config.num_generations} completions")

@@ -1,4 +1,4 @@
-"""The commands that measure and train nothing: ``foveal eval`` and ``foveal data inspect``."""
+"""The commands that measure and train nothing: ``foveal eval`` and ``foveal data ...``."""
 
 from __future__ import annotations
 
@@ -276,6 +276,83 @@ def inspect(
         console.print(Text(f"Page: {page}"), soft_wrap=True)
     if seen.would_fail or (strict and seen.findings):
         raise typer.Exit(1)
+
+
+@data_app.command("filter")
+def filter_rows(
+    data: Annotated[str, typer.Argument(help="File, folder or hub id; or task:NAME.")],
+    model: Annotated[str, typer.Option(help="Checkpoint or adapter: the policy to be trained.")],
+    out: Annotated[Path, typer.Option(help="The .parquet or .jsonl file to write.")],
+    reward: Annotated[
+        list[str] | None, typer.Option(help="As in eval; the first says what is right.")
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="Answers to each question.")] = 8,
+    above: Annotated[float, typer.Option(help="Keep pass rates above this one.")] = 0.0,
+    below: Annotated[float, typer.Option(help="Keep pass rates below this one.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="That of the training to come.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 512,
+    right_from: Annotated[
+        float, typer.Option(help="The first reward from which an answer is right.")
+    ] = 1.0,
+    rows: RowsOption = None,
+    split: SplitOption = None,
+    difficulty: DifficultyOption = None,
+    task_seed: Annotated[int, typer.Option(help="Of a task's rows.")] = 0,
+    backend: Annotated[
+        str, typer.Option(help="Where answers come from: " + ", ".join(BACKENDS))
+    ] = "engine",
+    batch_size: Annotated[int, typer.Option(help="Questions answered at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As in training.")] = False,
+) -> None:
+    """Keep the rows that a model solves sometimes, with their pass rate in a column."""
+    _check_numbers(n, temperature, None, backend)
+    if out.suffix.lower() not in (".parquet", ".jsonl"):
+        raise ValueError(f"--out is {out}; name a .parquet or a .jsonl file")
+    if not 0 <= above < below <= 1:
+        raise ValueError(f"--above is {above} and --below {below}; give 0 <= above < below <= 1")
+    ready = _open(data, rows=rows, split=split, difficulty=difficulty, seed=task_seed)
+    functions = _rewards(reward, data, ready)
+    from foveal.fast_model import FastVisionModel
+    from foveal.filtering import measure_rows, write_kept
+
+    policy, processor = FastVisionModel.from_pretrained(model, load_in_4bit=load_in_4bit)
+    found = measure_rows(
+        policy,
+        processor,
+        ready,
+        functions,
+        n=n,
+        above=above,
+        below=below,
+        right_from=right_from,
+        temperature=temperature,
+        max_completion_length=max_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        backend=_backend(backend, policy, processor),
+        show_progress=True,
+    )
+    said = ", ".join(f"{name} {count}" for name, count in found.counts().items())
+    typer.echo(f"{len(found.pass_rates)} rows: {said}")
+    typer.echo(f"{write_kept(found, out)} rows in {out}")
+
+
+@data_app.command("convert")
+def convert(
+    data: Annotated[str, typer.Argument(help="File, folder or hub id; or task:NAME.")],
+    to: Annotated[str, typer.Option(help="Such as EasyR1, verl, TRL, ms-swift.")],
+    out: Annotated[Path, typer.Option(help="The .parquet or .jsonl file to write.")],
+    split: SplitOption = None,
+    rows: RowsOption = None,
+    difficulty: DifficultyOption = None,
+) -> None:
+    """Write a data set in another framework's row format, pictures included."""
+    from foveal.data import export_row, write_rows
+
+    source = _open(data, rows=rows, split=split, difficulty=difficulty)
+    count = write_rows((export_row(row, to) for row in source), out)
+    typer.echo(f"{count} rows in {out}")
 
 
 def _prompt_builder(model: str, max_prompt_length: int | None) -> Any:

@@ -19,7 +19,7 @@ from torch import nn
 from foveal.data import NormalRow, PromptBuilder, RowSource, load_rows, row_key
 from foveal.eval_result import LABELS, EvalResult, PromptResult, Sample, numbered
 from foveal.generate import backend_of
-from foveal.models.family import stock_model
+from foveal.models.family import family_of, stock_model
 from foveal.rewards.call import RewardCaller
 from foveal.rewards.vote import answer_vote
 from foveal.rollout import RolloutBackend
@@ -78,6 +78,7 @@ def evaluate(
     seed: int = 0,
     backend: RolloutBackend | None = None,
     show_progress: bool = False,
+    answer_coordinates: str | None = None,
 ) -> Evaluation:
     """Answer every row of a data set and reward the answers.
 
@@ -93,9 +94,14 @@ def evaluate(
         seed: of the sampling; the global random state is left as it was.
         backend: where answers come from; ``foveal.generate.backend_of`` if None.
         show_progress: draw a bar.
+        answer_coordinates: as in ``GRPOConfig``.
     """
     rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
-    builder = PromptBuilder(processor, image_token_id=stock_model(model).config.image_token_id)
+    builder = PromptBuilder(
+        processor,
+        image_token_id=stock_model(model).config.image_token_id,
+        answer_coordinates=answer_coordinates or family_of(model).FAMILY.answer_coordinates,
+    )
     caller = RewardCaller(reward_funcs)
     answers = backend or backend_of(model, processor)
     rewards_BF: list[list[float]] = []

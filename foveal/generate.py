@@ -19,7 +19,7 @@ from rich.progress import Progress
 from torch import nn
 
 from foveal.data import PromptBuilder, PromptReader, list_prompts
-from foveal.models.family import stock_model
+from foveal.models.family import family_of, stock_model
 from foveal.models.state import state_of
 from foveal.rollout import OnTokens, RolloutBackend, TextStream
 from foveal.rollout.engine import engine_of
@@ -130,7 +130,11 @@ def fast_generate(
 
 
 def _build(model: nn.Module, processor: Any, prompts: Sequence[Any]) -> list[Prompt]:
-    builder = PromptBuilder(processor, image_token_id=stock_model(model).config.image_token_id)
+    builder = PromptBuilder(
+        processor,
+        image_token_id=stock_model(model).config.image_token_id,
+        answer_coordinates=family_of(model).FAMILY.answer_coordinates,
+    )
     reader = PromptReader(builder)
     return [reader.read(prompt, index) for index, prompt in enumerate(prompts)]
 

@@ -50,7 +50,8 @@ class Prompt:
     """One row of the data set, tokenised once. Placeholders are already expanded in ``ids``."""
 
     index: int
-    """Row number in the data set that it came from."""
+    """Row number in the data set that it came from; of rows without numbers (streams, tasks,
+    mixtures) the number of the draw."""
     ids: tuple[int, ...]
     """Token ids, ``T_prompt`` of them, each picture already expanded to its placeholders."""
     images: tuple[ImageInput, ...]

@@ -15,19 +15,35 @@ Four steps, one file each, each usable alone:
                 (``messages``: where the pictures go)
     images      PIL, path, URL, bytes, base64 -> an upright RGB picture
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
-                (``forms``: prompts as they are typed, for generation)
+                (``lengths``: those that are too long; ``picture_cache``: pictures that come again;
+                ``forms``: prompts as they are typed, for generation)
 
-``identity`` says which rows are the same.
+Training rows may also come from a stream, a task or a ``mixture`` of sources (``feeds``,
+``streams``, ``mixtures``; ``difficulty`` measures what is drawn next).
+
+``export`` writes rows in any of these formats; ``objects`` fills in ms-swift's boxes.
+``identity`` says which rows are the same; ``coordinates`` what their boxes count in.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
 
 from foveal.data.columns import FORMATS, NormalRow, detect_format, normalise_row
+from foveal.data.coordinates import (
+    CoordinateSpace,
+    clip_boxes,
+    convert_boxes,
+    convert_points,
+    corners_of,
+)
 from foveal.data.datasets import RowSource, load_rows
+from foveal.data.export import export_row, write_rows
+from foveal.data.feeds import Feed, FeedSettings
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
 from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
-from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
+from foveal.data.lengths import describe_dropped, survey
+from foveal.data.mixtures import Mixture, TaskRows, mixture, open_feed, task_rows
+from foveal.data.prompts import PromptBuilder, PromptTooLong
 
 __all__ = [
     "load_rows",
@@ -48,4 +64,18 @@ __all__ = [
     "describe_dropped",
     "PromptReader",
     "list_prompts",
+    "mixture",
+    "Mixture",
+    "task_rows",
+    "TaskRows",
+    "open_feed",
+    "Feed",
+    "FeedSettings",
+    "export_row",
+    "write_rows",
+    "CoordinateSpace",
+    "convert_boxes",
+    "convert_points",
+    "clip_boxes",
+    "corners_of",
 ]

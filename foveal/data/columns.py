@@ -17,6 +17,7 @@ from PIL import Image
 
 from foveal.data.images import load_image
 from foveal.data.messages import place_images, plain_list, to_messages, with_system_prompt
+from foveal.data.objects import fill_objects, object_columns
 
 __all__ = ["FORMATS", "NormalRow", "RowFormat", "detect_format", "normalise_row", "stored_pictures"]
 
@@ -98,6 +99,9 @@ def normalise_row(
     question = _format_of(row, index).columns[0]
     _refuse_unsupported(row, index)
     messages = to_messages(row[question], index, question)
+    objects = row.get("objects")
+    if isinstance(objects, Mapping):
+        messages = fill_objects(messages, objects, index)
     messages, reference = _take_reference(messages, question, index)
     pictures = [load_image(value, row=index, base_dir=base_dir) for value in stored_pictures(row)]
     messages, images = place_images(
@@ -110,7 +114,7 @@ def normalise_row(
         messages=with_system_prompt(messages, system_prompt),
         images=images,
         answer=answer,
-        columns=_reward_columns(row, images, answer),
+        columns={**_reward_columns(row, images, answer), **object_columns(row, index)},
     )
 
 
@@ -141,11 +145,6 @@ def _refuse_unsupported(row: Mapping[str, Any], index: int) -> None:
                 f"row {index}: column '{name}' is filled, and only pictures are supported. "
                 f"Give frames as images, or drop the row."
             )
-    if _has(row, "objects") and re.search("<bbox>|<ref-object>", str(row.get("messages"))):
-        raise ValueError(
-            f"row {index}: the messages hold <bbox> or <ref-object> placeholders of ms-swift, "
-            f"which are not filled in here. Write names and coordinates into the text."
-        )
 
 
 def _refuse_empty(messages: list[dict[str, Any]], question: str, index: int) -> None:

@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foveal.data.columns import NormalRow, normalise_row
 from foveal.data.files import EXTENSIONS, find_tables, read_tables, split_of
+from foveal.data.renaming import renamed
 
 __all__ = ["RowSource", "load_rows"]
 
@@ -48,17 +49,18 @@ class RowSource:
         self._need_random_access()
         if not 0 <= index < len(self.rows):
             raise IndexError(f"{self.name} has {len(self.rows)} rows, numbered from 0; not {index}")
-        return self._normal(self.rows[index], index)
+        return self.normal(self.rows[index], index)
 
     def __iter__(self) -> Iterator[NormalRow]:
         """Rows in order, each decoded as it is reached."""
         index = -1
         for index, row in enumerate(self.rows):
-            yield self._normal(row, index)
+            yield self.normal(row, index)
         if index < 0:
             raise _empty(self.name)
 
-    def _normal(self, row: Any, index: int) -> NormalRow:
+    def normal(self, row: Any, index: int) -> NormalRow:
+        """A raw row of this source, normalised. Raises what ``normalise_row`` raises."""
         if not isinstance(row, Mapping):
             raise TypeError(
                 f"row {index} of {self.name} is of type {type(row).__name__}. "
@@ -74,23 +76,41 @@ class RowSource:
             )
 
 
-def load_rows(spec: Any, split: str | None = None, streaming: bool = False) -> RowSource:
+def load_rows(
+    spec: Any,
+    split: str | None = None,
+    streaming: bool = False,
+    *,
+    rename: Mapping[str, str] | None = None,
+    image_dir: str | os.PathLike[str] | None = None,
+) -> RowSource:
     """Opens a data set.
 
     Args:
-        spec: a ``datasets.Dataset``, ``IterableDataset`` or ``DatasetDict``, a list of dicts or
-            other sequence of them; or the name of a parquet, json, jsonl or csv file, of a folder
-            of such files, of an image folder with ``metadata.jsonl`` or ``metadata.csv``, of a
-            folder written by ``save_to_disk``, or of a data set on the Hugging Face hub.
+        spec: a ``datasets.Dataset``, ``IterableDataset`` or ``DatasetDict``, a list of dicts,
+            other sequence of them or (streamed) any iterable of them; or the name of a parquet,
+            json, jsonl or csv file, of a folder of such files, of an image folder with
+            ``metadata.jsonl`` or ``metadata.csv``, of a folder written by ``save_to_disk``, or
+            of a data set on the Hugging Face hub.
         split: which split, "train[:100]" and "train[-10%:]" included. None means "train", or
             the only one there is. In a folder, splits are told by file and folder names.
         streaming: read rows in order, nothing ahead.
+        rename: column of the data -> column of a known format, such as
+            ``{"question": "problem", "img": "image"}``.
+        image_dir: folder that relative picture paths start from; that of the data if None.
 
     Raises:
         ValueError: nothing has that name, the set is empty, the extension or split is unknown,
             a file is damaged.
         TypeError: ``spec`` is none of the above.
     """
+    source = _load(spec, split, streaming)
+    if image_dir is not None:
+        source = replace(source, base_dir=Path(os.path.expanduser(image_dir)))
+    return replace(source, rows=renamed(source.rows, rename)) if rename else source
+
+
+def _load(spec: Any, split: str | None, streaming: bool) -> RowSource:
     if not isinstance(spec, (str, os.PathLike)):
         return _from_object(spec, split)
     path = Path(os.path.expanduser(spec))
@@ -122,10 +142,10 @@ def _from_object(spec: Any, split: str | None, name: str = "the data set") -> Ro
             f"split={split!r} was given with one data set of type {type(spec).__name__}. "
             f"Leave it out, or select rows before."
         )
-    if not _is_rows(spec):
+    if not _is_rows(spec) and not _is_stream(spec):
         raise TypeError(
             f"rows cannot be read from a {type(spec).__name__}. Give a datasets.Dataset, a list "
-            f"of dicts, a file or folder, or a hub id."
+            f"of dicts, any other iterable of them, a file or folder, or a hub id."
         )
     return _source(spec, name)
 
@@ -136,6 +156,16 @@ def _is_rows(value: Any) -> bool:
     is_array = hasattr(value, "dtype") or hasattr(value, "dtypes")
     sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     return _is_dataset(value) or (sized and not is_array)
+
+
+def _is_stream(value: Any) -> bool:
+    is_array = hasattr(value, "dtype") or hasattr(value, "dtypes")
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return (
+        hasattr(value, "__iter__")
+        and not isinstance(value, (str, bytes, Mapping))
+        and not (is_array or sized)
+    )
 
 
 def _is_split(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """Normalised rows -> ``Prompt``: token ids with pictures expanded, and the processed pixels.
 
 The processor is called once per prompt, whatever the number of completions. A prompt is never cut:
-one that is too long is an error when it is built, or dropped and listed by ``survey`` before.
+one that is too long is an error when it is built, or dropped and listed by
+``foveal.data.lengths.survey`` before.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import hashlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import track
-
+from foveal.coordinates import check_space
 from foveal.data.columns import NormalRow
-from foveal.data.datasets import RowSource
+from foveal.data.coordinates import coordinate_columns
 from foveal.data.messages import with_system_prompt
+from foveal.data.objects import boxes_in_space
+from foveal.data.picture_cache import DEFAULT_CACHE_BYTES, PictureCache
 from foveal.types import ImageInput, Prompt
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-__all__ = ["PromptBuilder", "PromptTooLong", "describe_dropped", "survey"]
+__all__ = ["PromptBuilder", "PromptTooLong"]
 
 _PLACEHOLDER_NAMES = (
     "image_token",
@@ -31,9 +33,6 @@ _PLACEHOLDER_NAMES = (
     "vision_start_token",
     "vision_end_token",
 )
-
-MANY_ROWS = 1000
-"""From here on ``survey`` shows its progress: reading pictures takes milliseconds a row."""
 
 
 class PromptTooLong(ValueError):
@@ -62,6 +61,9 @@ class PromptBuilder:
         max_prompt_length: most tokens of a prompt, pictures included; None for no bound.
         chat_template_kwargs: handed to the chat template, such as ``enable_thinking``.
         system_prompt: for rows without a system message of their own.
+        picture_cache_bytes: processed pictures that are kept for when they come again; 0 for none.
+        answer_coordinates: space of ``foveal.coordinates`` in which the model answers, for rows
+            that declare theirs (``foveal.data.coordinates``).
 
     Raises:
         ValueError: the processor cuts pictures into tiles (Gemma 3's pan and scan).
@@ -75,7 +77,11 @@ class PromptBuilder:
         max_prompt_length: int | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         system_prompt: str | None = None,
+        answer_coordinates: str | None = None,
+        picture_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
+        if answer_coordinates is not None:
+            check_space(answer_coordinates, "answer_coordinates")
         if getattr(processor.image_processor, "do_pan_and_scan", False):
             raise ValueError(
                 "the processor has do_pan_and_scan=True, which turns one picture into several. "
@@ -86,6 +92,9 @@ class PromptBuilder:
         self.max_prompt_length = max_prompt_length
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.system_prompt = system_prompt
+        self.answer_coordinates = answer_coordinates
+        self.pictures = PictureCache(picture_cache_bytes)
+        self._resized: dict[tuple[int, int, str], tuple[int, int]] = {}
         # Gemma's templates mark a picture by the token that opens it, Qwen's by one image token.
         self._marker = getattr(processor, "boi_token", None) or processor.image_token
         self._placeholders = _placeholder_texts(processor, image_token_id)
@@ -98,9 +107,17 @@ class PromptBuilder:
             ValueError: the text holds a placeholder token, the processor refuses the row, or
                 its placeholders and picture tokens differ in number.
         """
-        messages = with_system_prompt(row.messages, self.system_prompt)
+        messages = with_system_prompt(self._placed_boxes(row, index), self.system_prompt)
         ids, images = self._process(self._render(messages, index), row.images, index)
-        return Prompt(index=index, ids=ids, images=images, messages=messages, columns=row.columns)
+        added = coordinate_columns(
+            row.columns,
+            [picture.size for picture in row.images],
+            [self._resized_size(image) for image in images],
+            self.answer_coordinates,
+            index,
+        )
+        columns = {**row.columns, **added} if added else row.columns
+        return Prompt(index=index, ids=ids, images=images, messages=messages, columns=columns)
 
     def build_text(self, text: str, pictures: list[Image.Image], index: int) -> Prompt:
         """Tokenises a text that has been through the chat template, as it stands.
@@ -132,16 +149,14 @@ class PromptBuilder:
         Raises:
             ValueError: as ``build`` does, for the text and for refused pictures.
         """
-        messages = with_system_prompt(row.messages, self.system_prompt)
-        pieces = self._render(messages, index).split(self._marker)
-        self._check_markers(len(pieces) - 1, len(row.images), index)
+        messages = with_system_prompt(self._placed_boxes(row, index), self.system_prompt)
+        text = self._render(messages, index)
+        self._check_markers(text.count(self._marker), len(row.images), index)
         try:
             expanded = [self._expansion(*picture.size) for picture in row.images]
         except ValueError as error:
             raise _refused(index, error) from error
-        text = pieces[0] + "".join(a + b for a, b in zip(expanded, pieces[1:], strict=True))
-        options = self._tokenizer_options(text)
-        return len(self.processor.tokenizer(text, **options)["input_ids"])
+        return len(self._expanded_ids(text, expanded))
 
     def picture_tokens(self, width: int, height: int) -> int:
         """M: tokens that stand for one picture of this size in pixels.
@@ -152,6 +167,47 @@ class PromptBuilder:
         # Not the processor's image_token: Gemma's is the one that opens a picture.
         token = self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         return self._expansion(width, height).count(token)
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which the model's image processor brings a picture of this size.
+
+        Found by processing a blank one, so that it is what happens.
+
+        Raises:
+            ValueError: the processor refuses pictures of this size.
+        """
+        from PIL import Image
+
+        key = (width, height, repr(self.processor.image_processor.to_dict()))
+        if key not in self._resized:
+            text = self.render([{"type": "image"}, {"type": "text", "text": "?"}])
+            _, (image,) = self._processed(text, [Image.new("RGB", (width, height))], 0)
+            self._resized[key] = self._resized_size(image)
+        return self._resized[key]
+
+    def _placed_boxes(self, row: NormalRow, index: int) -> list[dict[str, Any]]:
+        """The row's messages, boxes in the text in the model's coordinates."""
+        own = row.columns.get("answer_coordinates")
+
+        def sizes() -> tuple[tuple[int, int], tuple[int, int]]:
+            if not row.images:
+                raise ValueError("a box needs a picture")
+            return row.images[0].size, self.resized_size(*row.images[0].size)
+
+        try:
+            declared = row.columns.get("coordinates")
+            to = self.answer_coordinates if own is None else own
+            return boxes_in_space(row.messages, declared, to, sizes)
+        except ValueError as error:
+            raise ValueError(f"row {index}: its text has boxes, and {error}") from error
+
+    def _resized_size(self, image: ImageInput) -> tuple[int, int]:
+        if image.grid_thw is None:
+            height, width = image.pixel_values.shape[-2:]
+            return width, height
+        _, rows, columns = image.grid_thw
+        side = self.processor.image_processor.patch_size
+        return columns * side, rows * side
 
     def _render(self, messages: list[dict[str, Any]], index: int) -> str:
         self._refuse_placeholders(messages, index)
@@ -166,6 +222,22 @@ class PromptBuilder:
         self, text: str, pictures: list[Image.Image], index: int
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         self._check_markers(text.count(self._marker), len(pictures), index)
+        keys = self._cache_keys(pictures)
+        known = [image for key in keys if (image := self.pictures.get(key)) is not None]
+        if known and len(known) == len(pictures):
+            ids, images = self._known_ids(text, known), tuple(known)
+        else:
+            ids, images = self._processed(text, pictures, index)
+            for key, image in zip(keys, images, strict=False):
+                self.pictures.put(key, image)
+        self._check_placeholders(ids, images, index)
+        self._check_length(len(ids), index)
+        return ids, images
+
+    def _processed(
+        self, text: str, pictures: list[Image.Image], index: int
+    ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
+        """What the processor makes of a text and its pictures."""
         try:
             inputs = self.processor(
                 text=[text],
@@ -176,10 +248,31 @@ class PromptBuilder:
         except ValueError as error:
             raise _refused(index, error) from error
         ids = tuple(inputs["input_ids"][0].tolist())
-        images = self._split_images(inputs, len(pictures), index)
-        self._check_placeholders(ids, images, index)
-        self._check_length(len(ids), index)
-        return ids, images
+        return ids, self._split_images(inputs, len(pictures), index)
+
+    def _cache_keys(self, pictures: list[Image.Image]) -> list[str]:
+        if not pictures or not self.pictures.max_bytes:
+            return []
+        # Settings may be changed at any time, such as max_pixels.
+        settings = repr(self.processor.image_processor.to_dict())
+        return [self.pictures.key(picture, settings) for picture in pictures]
+
+    def _known_ids(self, text: str, images: list[ImageInput]) -> tuple[int, ...]:
+        """Token ids of a text whose pictures were processed before."""
+        written = [self._placeholder_text(image.num_tokens) for image in images]
+        return self._expanded_ids(text, written)
+
+    def _expanded_ids(self, text: str, expansions: list[str]) -> tuple[int, ...]:
+        pieces = text.split(self._marker)
+        joined = pieces[0] + "".join(a + b for a, b in zip(expansions, pieces[1:], strict=True))
+        return tuple(
+            self.processor.tokenizer(joined, **self._tokenizer_options(joined))["input_ids"]
+        )
+
+    def _placeholder_text(self, num_tokens: int) -> str:
+        if not hasattr(self.processor.image_processor, "merge_size"):
+            return self.processor.full_image_sequence
+        return self.processor.image_token * num_tokens
 
     def _tokenizer_options(self, text: str) -> dict[str, Any]:
         # Gemma's template writes <bos> and its tokenizer would add a second one.
@@ -190,9 +283,9 @@ class PromptBuilder:
         """What the processor writes in the place of one picture of this size."""
         image_processor = self.processor.image_processor
         if not hasattr(image_processor, "merge_size"):
-            return self.processor.full_image_sequence
+            return self._placeholder_text(0)
         patches = image_processor.get_number_of_image_patches(height, width)
-        return self.processor.image_token * (patches // image_processor.merge_size**2)
+        return self._placeholder_text(patches // image_processor.merge_size**2)
 
     def _split_images(self, inputs: Any, count: int, index: int) -> tuple[ImageInput, ...]:
         if not count:
@@ -240,54 +333,6 @@ class PromptBuilder:
                             f"the model would read as part of a picture. Take it out, or write "
                             f"<image> where a picture belongs."
                         )
-
-
-def survey(
-    source: RowSource, builder: PromptBuilder, limit: int | None = None
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Finds the rows whose prompts are too long, before anything is trained.
-
-    Args:
-        source: rows with a length.
-        builder: its ``max_prompt_length`` is the bound. If None, no row is read.
-        limit: look at the first ``limit`` rows only, and use only those.
-
-    Returns:
-        Numbers of the rows to keep, and (row number, tokens) of each dropped one. Neither
-        cuts anything; ``describe_dropped`` puts the second into words.
-
-    Raises:
-        ValueError: no row is left; or a row is bad, as in ``PromptBuilder.build``.
-        TypeError: ``source`` is streamed.
-    """
-    count = len(source) if limit is None else min(limit, len(source))
-    if builder.max_prompt_length is None:
-        return list(range(count)), []
-    indices = track(range(count), "measuring prompts", disable=count < MANY_ROWS)
-    lengths = [builder.length(source[index], index) for index in indices]
-    kept = [i for i, length in enumerate(lengths) if length <= builder.max_prompt_length]
-    if lengths and not kept:
-        raise ValueError(
-            f"all {count} prompts are longer than max_prompt_length={builder.max_prompt_length}; "
-            f"the shortest has {min(lengths)} tokens. Raise max_prompt_length, or lower the "
-            f"processor's max_pixels."
-        )
-    whole = set(kept)
-    return kept, [(i, length) for i, length in enumerate(lengths) if i not in whole]
-
-
-def describe_dropped(
-    dropped: list[tuple[int, int]], total: int, max_prompt_length: int, shown: int = 10
-) -> str:
-    """One line for the log: how many prompts were dropped, and the first ``shown`` of them."""
-    if not dropped:
-        return f"all {total} prompts fit max_prompt_length={max_prompt_length}"
-    rows = ", ".join(f"{index} ({length} tokens)" for index, length in dropped[:shown])
-    more = f" and {len(dropped) - shown} more" if len(dropped) > shown else ""
-    return (
-        f"dropped {len(dropped)} of {total} prompts longer than "
-        f"max_prompt_length={max_prompt_length}: rows {rows}{more}"
-    )
 
 
 def _split_by_grid(inputs: Any, processor: Any) -> Iterator[ImageInput]:

@@ -53,6 +53,9 @@ class Family:
     """Norms multiply by 1 + weight, before rounding."""
     gelu: bool = False
     """The gate of a feed-forward block is a tanh GELU; otherwise SiLU."""
+    answer_coordinates: str = "0-1000"
+    """The ``foveal.coordinates`` space in which its models were taught to give boxes and points.
+    Gemma 3 was taught none, so the common one of later models."""
 
 
 class FamilyModule(Protocol):

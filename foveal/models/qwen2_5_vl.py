@@ -24,6 +24,7 @@ FAMILY = Family(
     packed_vision=True,
     gated_vision=True,
     fp32_residual=False,
+    answer_coordinates="resized",
 )
 
 

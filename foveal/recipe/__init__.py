@@ -15,7 +15,8 @@
 
 Data, checkpoints and reward files that a recipe names by relative paths lie beside the recipe;
 those of overrides, and ``train.output_dir``, start from the current folder. ``data`` may also
-name a procedural task: ``train: {task: shapes, n: 512}``.
+name a procedural task: ``train: {task: shapes, n: 512}``, without ``n`` one without an end; or a
+mixture: ``train: [{data: geometry.parquet, weight: 2}, {task: charts, difficulty: 2}]``.
 
     file    the YAML of a recipe, overrides, paths
     keys    which keys there are, and what each takes

@@ -152,9 +152,21 @@ def anchor(sections: dict[str, Any], folder: Path) -> None:
         for key in keys:
             if isinstance(values.get(key), str):
                 values[key] = _anchored(values[key], folder)
+            for part in values[key] if isinstance(values.get(key), list) else ():
+                if isinstance(part, dict) and isinstance(part.get("data"), str):
+                    part["data"] = _anchored(part["data"], folder)
+                _anchor_image_dir(part, folder)
+        if section == "data":
+            _anchor_image_dir(values, folder)
     if sections.get("rewards"):
         rewards = check_rewards(sections["rewards"])
         sections["rewards"] = {_anchored_reward(n, folder): w for n, w in rewards.items()}
+
+
+def _anchor_image_dir(values: Any, folder: Path) -> None:
+    if isinstance(values, dict) and isinstance(values.get("image_dir"), str):
+        beside = folder / os.path.expanduser(values["image_dir"])
+        values["image_dir"] = os.path.normpath(beside)
 
 
 def _anchored(name: str, folder: Path) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "EXAMPLES",
     "DataSection",
     "RecipeError",
+    "check_parts",
     "check_rewards",
     "check_section",
     "refuse_unknown",
@@ -35,11 +36,24 @@ EXAMPLES = {
 """The sections, and how each is written."""
 _TASK_EXAMPLE = "{task: shapes, n: 512}"
 _TASK_KEYS = {"task": str, "n": int, "seed": int, "difficulty": int}
+_PART_EXAMPLE = "[{data: questions.parquet, weight: 2}, {task: shapes, difficulty: 2, weight: 1}]"
+_TASK_ONLY = ("n", "seed", "difficulty")
+_SET_ONLY = ("split", "streaming", "rename", "image_dir")
+_PART_KEYS = {
+    "data": str,
+    "split": str | None,
+    "streaming": bool,
+    "rename": dict[str, str],
+    "image_dir": str,
+    **_TASK_KEYS,
+    "weight": float,
+    "name": str,
+}
 _NEEDED = {
     "model": ["model_name"],
     "data": ["train"],
     "train": ["output_dir"],
-    "data.train": ["task", "n"],
+    "data.train": ["task"],
     "data.eval": ["task", "n"],
 }
 _SECRETS = {"model": "token", "train": "hub_token"}
@@ -54,12 +68,20 @@ class RecipeError(Exception):
 class DataSection:
     """What to train and evaluate on: names that ``foveal.data.load_rows`` opens, or tasks."""
 
-    train: str | dict[str, Any]
-    """A task is ``{task, n, seed, difficulty}``, the arguments of ``foveal.tasks.dataset``."""
+    train: str | dict[str, Any] | list[Any]
+    """A task is ``{task, n, seed, difficulty}``, the arguments of ``foveal.tasks.dataset``;
+    without ``n`` its rows have no end. A list is a mixture: of tasks, and of sets ``{data, split,
+    streaming}``, each with a ``weight`` (1) and a ``name`` if need be."""
     eval: str | dict[str, Any] | None = None
     """None with an ``eval_split`` is another split of ``train``."""
     split: str | None = None
     eval_split: str | None = None
+    streaming: bool = False
+    """Read ``train`` row by row, in order."""
+    rename: dict[str, str] | None = None
+    """Columns of the data -> columns of a known format, in ``train`` and ``eval``."""
+    image_dir: str | None = None
+    """Folder that relative picture paths start from."""
 
 
 @cache
@@ -68,7 +90,7 @@ def known_keys(section: str) -> dict[str, Any]:
     if section == "data":
         return get_type_hints(DataSection)
     if section.startswith("data."):
-        return _TASK_KEYS
+        return _PART_KEYS if section.endswith("]") else _TASK_KEYS
     if section == "train":
         from foveal.train import GRPOConfig
 
@@ -116,6 +138,8 @@ def check_section(section: str, values: Any) -> dict[str, Any]:
         RecipeError: for an unknown or missing key, a secret, or a value of another type.
     """
     example = EXAMPLES.get(section, f"{section.removeprefix('data.')}: {_TASK_EXAMPLE}")
+    if section.endswith("]"):
+        example = f"train: {_PART_EXAMPLE}"
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{section} is {values!r}, which has no keys; write {example}")
@@ -131,6 +155,27 @@ def check_section(section: str, values: Any) -> dict[str, Any]:
         )
     known = known_keys(section)
     return {key: _typed(f"{section}.{key}", value, known[key]) for key, value in values.items()}
+
+
+def check_parts(parts: list[Any]) -> list[dict[str, Any]]:
+    """The parts of a mixture, each with ``data`` or ``task`` and what goes with it.
+
+    Raises:
+        RecipeError: for no part, or as ``check_section``.
+    """
+    if not parts:
+        raise RecipeError(f"data.train is empty; write train: {_PART_EXAMPLE}")
+    checked = [check_section(f"data.train[{place}]", part) for place, part in enumerate(parts)]
+    for place, part in enumerate(checked):
+        if ("data" in part) == ("task" in part):
+            raise RecipeError(
+                f"data.train[{place}] needs either data or task; write train: {_PART_EXAMPLE}"
+            )
+        others = _TASK_ONLY if "data" in part else _SET_ONLY
+        if wrong := [key for key in others if key in part]:
+            kind = "a set" if "data" in part else "a task"
+            raise RecipeError(f"data.train[{place}].{wrong[0]} is not for {kind}; take it out")
+    return checked
 
 
 def check_rewards(given: Any) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveal.data import RowSource, load_rows
+from foveal.data import Mixture, RowSource, TaskRows, load_rows, mixture, task_rows
 from foveal.recipe.file import anchor, apply_override, read_sections, to_yaml
 from foveal.recipe.keys import (
     EXAMPLES,
     DataSection,
     RecipeError,
+    check_parts,
     check_rewards,
     check_section,
     weigh_rewards,
@@ -46,7 +47,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Text of a recipe that does the same from any folder."""
-        data = {key: value for key, value in asdict(self.data).items() if value is not None}
+        given = asdict(self.data).items()
+        data = {key: value for key, value in given if value is not None and value is not False}
         lora = False if self.lora is None else self.lora
         sections = {"model": self.model, "lora": lora, "data": data, "rewards": self.rewards}
         return to_yaml({**sections, "train": self.train})
@@ -59,7 +61,7 @@ class CheckedRecipe:
     family: str
     """Model type of the checkpoint."""
     config: GRPOConfig
-    train_rows: RowSource
+    train_rows: RowSource | TaskRows | Mixture
     eval_rows: RowSource | None
     reward_functions: list[Callable[..., Any]]
 
@@ -97,6 +99,8 @@ def _checked(path: Path, sections: dict[str, Any]) -> Recipe:
     for role in ("train", "eval"):
         if isinstance(data.get(role), dict):
             data[role] = check_section(f"data.{role}", data[role])
+    if isinstance(data["train"], list):
+        data["train"] = check_parts(data["train"])
     model = check_section("model", sections["model"])
     lora = None if sections["lora"] is False else check_section("lora", sections["lora"])
     train = check_section("train", sections["train"])
@@ -125,7 +129,7 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
         _refuse_own_file(recipe)
         functions = [resolve(name) for name in recipe.rewards]
         config = GRPOConfig(**recipe.train, reward_weights=list(recipe.rewards.values()))
-        train_rows, eval_rows = _open_data(recipe.data)
+        train_rows, eval_rows = _open_data(recipe.data, config)
         _check_evaluation(recipe, config, eval_rows)
         place = find_checkpoint(recipe.model["model_name"], recipe.model.get("revision"))
         family = family_module(str(place.config.get("model_type"))).FAMILY.model_type
@@ -204,14 +208,63 @@ def _refuse_own_file(recipe: Recipe) -> None:
         )
 
 
-def _open_data(data: DataSection) -> tuple[RowSource, RowSource | None]:
-    train_rows = _open(data.train, data.split)
+def _open_data(
+    data: DataSection, config: GRPOConfig
+) -> tuple[RowSource | TaskRows | Mixture, RowSource | None]:
+    if not isinstance(data.train, str) and data.eval is None and data.eval_split is not None:
+        raise ValueError(
+            "data.eval_split is a split of a set, and data.train names none; give eval"
+        )
+    train_rows = _open_train(data)
+    endless = not isinstance(train_rows, RowSource) or train_rows.is_streamed
+    if endless and config.max_steps <= 0:
+        raise ValueError(
+            f"{train_rows.name} has no known number of rows, so an epoch has no end; set "
+            "train.max_steps"
+        )
     if data.eval is None and data.eval_split is None:
         return train_rows, None
-    return train_rows, _open(data.train if data.eval is None else data.eval, data.eval_split)
+    evaluated = data.train if data.eval is None else data.eval
+    assert not isinstance(evaluated, list)
+    return train_rows, _open(evaluated, data.eval_split, **_reading(data))
 
 
-def _open(spec: str | dict[str, Any], split: str | None) -> RowSource:
+def _reading(data: DataSection) -> dict[str, Any]:
+    return {"rename": data.rename, "image_dir": data.image_dir}
+
+
+def _open_train(data: DataSection) -> RowSource | TaskRows | Mixture:
+    if not isinstance(data.train, list):
+        if isinstance(data.train, dict) and "n" not in data.train:
+            return _endless(data.train)
+        return _open(data.train, data.split, data.streaming, **_reading(data))
+    sources = [_part(part) for part in data.train]
+    weights = [part.get("weight", 1.0) for part in data.train]
+    plain = mixture(sources, weights)
+    names = [part.get("name", name) for part, name in zip(data.train, plain.names, strict=True)]
+    return mixture(sources, weights, names)
+
+
+def _part(part: dict[str, Any]) -> RowSource | TaskRows:
+    if "data" in part:
+        reading = {key: part.get(key) for key in ("rename", "image_dir")}
+        return _open(part["data"], part.get("split"), part.get("streaming", False), **reading)
+    task = {key: part[key] for key in ("task", "n", "seed", "difficulty") if key in part}
+    return _open(task, None) if "n" in task else _endless(task)
+
+
+def _endless(spec: dict[str, Any]) -> TaskRows:
+    from foveal.tasks import get_task
+
+    rest = {key: value for key, value in spec.items() if key != "task"}
+    rows = task_rows(get_task(spec["task"]), **rest)
+    rows.task.generate(0, rows.difficulty)
+    return rows
+
+
+def _open(
+    spec: str | dict[str, Any], split: str | None, streaming: bool = False, **reading: Any
+) -> RowSource:
     """Open a data set and read its first row, so that a wrong one fails now."""
     if isinstance(spec, dict):
         from foveal.tasks import dataset
@@ -221,6 +274,6 @@ def _open(spec: str | dict[str, Any], split: str | None) -> RowSource:
             load_rows(dataset(spec["task"], **settings), split), name=f"the task {spec['task']}"
         )
     else:
-        rows = load_rows(spec, split)
-    rows[0]
+        rows = load_rows(spec, split, streaming, **reading)
+    next(iter(rows))
     return rows

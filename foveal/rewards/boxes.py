@@ -2,16 +2,19 @@
 
 An answer is JSON: ``[{"bbox_2d": [x1, y1, x2, y2], "label": "cat"}, ..]``, labels optional, or
 bare boxes ``[[x1, y1, x2, y2], ..]``; a single box needs no outer list. Of several Markdown code
-fences the last counts. Coordinates are of the same picture, in the same unit, as the reference's.
+fences the last counts. Coordinates are in the unit of the reference's, unless the row has the
+column ``coordinates``: then the answer is taken from the model's unit to the row's
+(``foveal.coordinates``). A column ``box_format`` says how the reference boxes are written.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from foveal.coordinates import corners_of
 from foveal.rewards.extract import (
     completion_texts,
     extract_answer,
@@ -19,6 +22,7 @@ from foveal.rewards.extract import (
     reference_values,
 )
 from foveal.rewards.json_text import answered_json, decoded, is_number
+from foveal.rewards.spaces import RowSpaces, box_format, row_spaces
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,54 +66,74 @@ def answered_boxes(
     Raises ValueError for a reference box without area and for a row without a reference.
     """
     references = [
-        _reference_boxes(value, row)
+        _reference_boxes(value, row, box_format(columns, row))
         for row, value in enumerate(reference_values(columns, len(completions)))
     ]
-    answers = [parse_boxes(answered_json(text)) for text in completion_texts(completions)]
+    answers = [
+        _in_reference_space(parse_boxes(answered_json(text)), row_spaces(columns, row))
+        for row, text in enumerate(completion_texts(completions))
+    ]
     return list(zip(answers, references, strict=True))
 
 
-def _reference_boxes(value: Any, row: int) -> list[Box] | None:
-    boxes = parse_boxes(extract_answer(value).text) if isinstance(value, str) else _boxes(value)
+def _in_reference_space(boxes: list[Box] | None, spaces: RowSpaces | None) -> list[Box] | None:
+    if boxes is None or spaces is None:
+        return boxes
+    return [
+        replace(
+            box, corners=box.corners and spaces.box(box.corners, spaces.answer, spaces.reference)
+        )
+        for box in boxes
+    ]
+
+
+def _reference_boxes(value: Any, row: int, written: str) -> list[Box] | None:
+    is_text = isinstance(value, str)
+    boxes = parse_boxes(extract_answer(value).text, written) if is_text else _boxes(value, written)
     for box in boxes or ():
         if box.corners is None:
             raise ValueError(
                 f"row {row}: the reference {value!r:.200} holds something that is no box; each "
-                "is [x1, y1, x2, y2] with x1 < x2 and y1 < y2, as 'bbox_2d' or on its own"
+                "is [x1, y1, x2, y2] with x1 < x2 and y1 < y2 (or as the column 'box_format' "
+                "says), as 'bbox_2d' or on its own"
             )
     return boxes
 
 
-def parse_boxes(text: str) -> list[Box] | None:
-    """The boxes in JSON ``text``, malformed ones included; None if it is no JSON list or box."""
+def parse_boxes(text: str, written: str = "xyxy") -> list[Box] | None:
+    """The boxes in JSON ``text``, malformed ones included; None if it is no JSON list or box.
+
+    ``written`` is one of ``foveal.coordinates.BOX_FORMATS``.
+    """
     try:
-        return _boxes(decoded(text))
+        return _boxes(decoded(text), written)
     except ValueError:
         return None
 
 
-def _boxes(value: Any) -> list[Box] | None:
+def _boxes(value: Any, written: str) -> list[Box] | None:
     if isinstance(value, Mapping) or _is_corners(value):
         value = [value]
-    return [_box(item) for item in value] if isinstance(value, list | tuple) else None
+    return [_box(item, written) for item in value] if isinstance(value, list | tuple) else None
 
 
-def _box(item: Any) -> Box:
+def _box(item: Any, written: str) -> Box:
     if not isinstance(item, Mapping):
-        return Box(_corners(item))
+        return Box(_corners(item, written))
     label = item.get("label")
-    return Box(_corners(item.get("bbox_2d")), normalised(str(label)) if label else None)
+    corners = _corners(item.get("bbox_2d"), written)
+    return Box(corners, normalised(str(label)) if label else None)
 
 
 def _is_corners(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 4 and all(map(is_number, value))
 
 
-def _corners(value: Any) -> tuple[float, float, float, float] | None:
+def _corners(value: Any, written: str) -> tuple[float, float, float, float] | None:
     # Comparing before converting: a whole number of JSON may be too large for a float.
     if not _is_corners(value) or not all(-_LARGEST <= v <= _LARGEST for v in value):
         return None
-    x1, y1, x2, y2 = map(float, value)
+    x1, y1, x2, y2 = map(float, corners_of(value, written))
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 

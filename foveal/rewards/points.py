@@ -1,15 +1,16 @@
 """Points: where the objects are, each within a distance.
 
 An answer is JSON: ``[[x, y], ..]``, or ``[{"point_2d": [x, y], "label": "cat"}, ..]``, labels
-optional; a single point needs no outer list. Coordinates are of the same picture, in the same
-unit, as the reference's.
+optional; a single point needs no outer list. Coordinates are in the unit of the reference's,
+unless the row has the column ``coordinates``: then the answer is taken from the model's unit to
+the row's (``foveal.coordinates``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foveal.rewards.extract import (
@@ -19,6 +20,7 @@ from foveal.rewards.extract import (
     reference_values,
 )
 from foveal.rewards.json_text import answered_json, decoded, is_number
+from foveal.rewards.spaces import RowSpaces, row_spaces
 
 _LARGEST = 1e6
 """No picture has a coordinate beyond it."""
@@ -53,9 +55,24 @@ class PointsWithin:
             if reference is None
             else 0.0
             if answer is None
-            else _match_score(answer, reference, self._limit(columns, row))
+            else self._score(answer, reference, columns, row)
             for row, (answer, reference) in enumerate(zip(answers, references, strict=True))
         ]
+
+    def _score(
+        self,
+        answer: Sequence[Point],
+        reference: Sequence[Point],
+        columns: Mapping[str, Any],
+        row: int,
+    ) -> float:
+        spaces = row_spaces(columns, row)
+        if spaces is not None:
+            # A share of the diagonal is one of the picture's own pixels.
+            to = spaces.reference if self.share is None else "original"
+            answer = _in_space(answer, spaces, spaces.answer, to)
+            reference = _in_space(reference, spaces, spaces.reference, to)
+        return _match_score(answer, reference, self._limit(columns, row))
 
     def _limit(self, columns: Mapping[str, Any], row: int) -> float:
         """The largest distance that counts in this row."""
@@ -97,6 +114,10 @@ def points_within(
         if value is not None and not 0 <= value <= most:
             raise ValueError(f"{name} is {value}; it must lie between 0 and {most:g}")
     return PointsWithin(distance, share, column)
+
+
+def _in_space(points: Sequence[Point], spaces: RowSpaces, from_: str, to: str) -> list[Point]:
+    return [replace(p, at=p.at and spaces.point(p.at, from_, to)) for p in points]
 
 
 def _diagonal(columns: Mapping[str, Any], row: int) -> float:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from transformers import TrainingArguments
 
+from foveal.coordinates import SPACES
+from foveal.data.difficulty import CurriculumSettings
 from foveal.rl import LossSpec
 from foveal.rl.advantages import AGGREGATIONS, SCALES
 from foveal.rl.ratios import MISMATCH_MODES
@@ -64,6 +66,32 @@ class GRPOConfig(TrainingArguments):
     system_prompt: str | None = None
     """Put before every conversation that has no system message."""
     chat_template_kwargs: dict[str, Any] | None = None
+    answer_coordinates: str | None = None
+    """What the model's boxes and points count in, for rows with a column ``coordinates``:
+    "original", "resized", "0-1000" or "0-1" (``foveal.coordinates``). None takes what its family
+    was taught: the resized picture's pixels for Qwen2.5-VL, else 0-1000."""
+
+    picture_cache_mib: int = 512
+    """Host memory in MiB for processed pictures that may come again; 0 keeps none."""
+    stream_buffer: int = 256
+    """Rows of a streamed set that are held at once, and shuffled with each other."""
+
+    # -- curriculum: what is drawn follows the pass rates measured while training
+    curriculum: Literal["off", "pass_rate"] = "off"
+    """"pass_rate": tasks become harder or easier so that pass rates stay within
+    ``curriculum_band``, and rows of numbered sets are drawn by p (1 - p), untried ones first."""
+    curriculum_band: list[float] = field(default_factory=lambda: [0.3, 0.7])
+    """Mean pass rates below the first make a task easier, above the second harder."""
+    curriculum_smoothing: float = 0.8
+    """What the mean keeps of its past with each group."""
+    curriculum_groups: int = 4
+    """Groups of one difficulty before it changes again."""
+    solved_from: float = 1.0
+    """From which value of the first reward a completion counts as solved."""
+    skip_solved_after: int | None = None
+    """Rows all of whose completions were right so many times in a row are not drawn again."""
+    skip_unsolved_after: int | None = None
+    """The same for rows none of whose completions was right."""
 
     # -- sampling
     temperature: float = 1.0
@@ -163,6 +191,7 @@ class GRPOConfig(TrainingArguments):
         self._arrange_batch()
         self.loss_spec()
         self.sampling_params()
+        self.curriculum_settings()
 
     def _check(self) -> None:
         if self.gradient_checkpointing not in CHECKPOINTING:
@@ -175,9 +204,17 @@ class GRPOConfig(TrainingArguments):
                 f"num_generations is {self.num_generations}; a group needs at least 2 completions, "
                 "because an advantage compares a completion with the others"
             )
+        if self.picture_cache_mib < 0:
+            raise ValueError(f"picture_cache_mib is {self.picture_cache_mib}; 0 keeps none")
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations is {self.num_iterations}; it must be at least 1")
-        for name in ("max_prompt_length", "num_generations_eval", "rollout_rows", "pass_tokens"):
+        for name in (
+            "max_prompt_length",
+            "num_generations_eval",
+            "rollout_rows",
+            "pass_tokens",
+            "stream_buffer",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; give a positive number, or None")
@@ -190,11 +227,15 @@ class GRPOConfig(TrainingArguments):
             "reference": ("auto", "off", "start"),
             "vllm_importance_sampling_mode": MISMATCH_MODES,
             "training_pass": ("group", "plain"),
+            "curriculum": ("off", "pass_rate"),
+            "answer_coordinates": (None, *SPACES),
         }
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+                raise ValueError(
+                    f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}"
+                )
 
     def _arrange_batch(self) -> None:
         """Find out how many groups a micro-step, an optimizer step and a rollout hold."""
@@ -286,6 +327,22 @@ class GRPOConfig(TrainingArguments):
             off_policy_mask_threshold=self.off_policy_mask_threshold,
             entropy_coef=self.entropy_coef,
             top_entropy_quantile=self.top_entropy_quantile,
+        )
+
+    def curriculum_settings(self) -> CurriculumSettings:
+        """How pass rates steer what is drawn."""
+        if len(self.curriculum_band) != 2:
+            raise ValueError(
+                f"curriculum_band is {self.curriculum_band}; give two pass rates such as [0.3, 0.7]"
+            )
+        low, high = self.curriculum_band
+        return CurriculumSettings(
+            is_on=self.curriculum == "pass_rate",
+            band=(low, high),
+            smoothing=self.curriculum_smoothing,
+            groups=self.curriculum_groups,
+            skip_solved_after=self.skip_solved_after,
+            skip_unsolved_after=self.skip_unsolved_after,
         )
 
     def sampling_params(self, seed: int | None = None) -> SamplingParams:

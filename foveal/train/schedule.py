@@ -67,11 +67,7 @@ class Schedule(Dataset[MicroStep]):
         self.epoch = 0
         self.windows = len(self.prompt_indices) // self.prompts_per_window
         if self.windows == 0:
-            raise ValueError(
-                f"one rollout takes {self.prompts_per_window} prompts, but the training set has "
-                f"{len(self.prompt_indices)}; add rows, or lower per_device_train_batch_size x "
-                "steps_per_generation"
-            )
+            raise _too_few(self.prompts_per_window, len(self.prompt_indices))
         self._order: tuple[int, list[int]] | None = None
 
     @property
@@ -101,6 +97,44 @@ class Schedule(Dataset[MicroStep]):
     def loader(self) -> DataLoader[MicroStep]:
         """A loader of single micro-steps; pictures are read later, when a window begins."""
         return DataLoader(self, batch_size=1, shuffle=False, collate_fn=_only)
+
+
+class OpenSchedule(Schedule):
+    """Micro-steps whose prompts are drawn when their window begins: ``prompt_indices`` is empty.
+
+    Args:
+        windows: of one epoch.
+        rows: of the data set, for the error message.
+        prompts_per_slot, slots, iterations: as in ``Schedule``.
+
+    Raises:
+        ValueError: if there is no window.
+    """
+
+    def __init__(
+        self, windows: int, *, rows: int | None, prompts_per_slot: int, slots: int, iterations: int
+    ) -> None:
+        if windows < 1:
+            raise _too_few(prompts_per_slot * slots, rows or 0)
+        super().__init__(
+            range(windows * prompts_per_slot * slots),
+            prompts_per_slot=prompts_per_slot,
+            slots=slots,
+            iterations=iterations,
+            shuffle=False,
+            seed=0,
+        )
+        self.prompt_indices = []
+
+    def _epoch_order(self) -> list[int]:
+        return []
+
+
+def _too_few(needed: int, rows: int) -> ValueError:
+    return ValueError(
+        f"one rollout takes {needed} prompts, but the training set has {rows}; add rows, or lower "
+        "per_device_train_batch_size x steps_per_generation"
+    )
 
 
 def _only(batch: list[MicroStep]) -> MicroStep:

@@ -135,6 +135,8 @@ def prompt_builder(model: nn.Module, processing_class: Any, config: GRPOConfig) 
         max_prompt_length=_prompt_bound(model, config),
         chat_template_kwargs=config.chat_template_kwargs,
         system_prompt=config.system_prompt,
+        picture_cache_bytes=config.picture_cache_mib * 2**20,
+        answer_coordinates=config.answer_coordinates or family_of(model).FAMILY.answer_coordinates,
     )
 
 
@@ -157,8 +159,8 @@ def dataset_prompts(
     rows = dataset if isinstance(dataset, RowSource) else load_rows(dataset)
     if rows.is_streamed:
         raise ValueError(
-            f"the {role} set is streamed; load it with streaming=False, because the order of "
-            "prompts must be known to resume a run"
+            f"the {role} set is streamed; load it with streaming=False, because all of its rows "
+            "are answered each time"
         )
     kept, dropped = survey(rows, builder)
     if dropped and builder.max_prompt_length is not None:

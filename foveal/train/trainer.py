@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -39,6 +38,7 @@ from foveal.train.console import Interrupt, RewardProgress, completions_table, c
 from foveal.train.evaluation import evaluation_metrics
 from foveal.train.metrics import MetricLog, window_metrics
 from foveal.train.planning import TrainingPlanner
+from foveal.train.prompt_source import PromptSource, prompt_source
 from foveal.train.record import MetricsFile, RolloutFile
 from foveal.train.reference import Reference
 from foveal.train.schedule import MicroStep, Schedule
@@ -60,7 +60,6 @@ from foveal.train.setup import (
 )
 from foveal.train.whole_checkpoints import WholeCheckpoints
 from foveal.train.window import Collector, Window
-from foveal.train.window_file import load_window, save_window
 from foveal.types import Prompt
 
 RewardFunc = str | Callable[..., Any]
@@ -73,7 +72,8 @@ class GRPOTrainer(WholeCheckpoints):
         model: from ``FastVisionModel``, any supported transformers or PEFT model, or a name.
         reward_funcs: one or several functions with TRL's signature, or names of built-in ones.
         args: a ``GRPOConfig`` (``trl.GRPOConfig`` is taken over field by field).
-        train_dataset: anything that ``foveal.data.load_rows`` opens.
+        train_dataset: anything that ``foveal.data.load_rows`` opens, streams included, a task, or
+            a ``foveal.data.mixture``.
         eval_dataset: the same, for evaluation during training.
         processing_class: the model's processor; found by the model's name if None.
         callbacks, optimizers: as in ``transformers.Trainer``.
@@ -116,12 +116,15 @@ class GRPOTrainer(WholeCheckpoints):
         self.spec = config.loss_spec()
         self.reward_caller = RewardCaller(_as_list(reward_funcs), config.reward_weights)
         self.builder = prompt_builder(model, processing_class, config)
-        self.train_rows, schedule = self._training_data(train_dataset)
+        self.prompts: PromptSource | None = None
+        """Where training prompts come from, if there are any."""
+        if train_dataset is not None:
+            self.prompts = prompt_source(train_dataset, config, self.builder, self.reward_caller)
         self.eval_rows, self.eval_indices = self._evaluation_data(eval_dataset)
         super().__init__(
             model=model,
             args=config,
-            train_dataset=schedule,
+            train_dataset=self.prompts and self.prompts.schedule,
             eval_dataset=self.eval_rows,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
             callbacks=callbacks,
@@ -152,20 +155,6 @@ class GRPOTrainer(WholeCheckpoints):
         self._add_callbacks()
 
     # -- data
-
-    def _training_data(self, dataset: Any) -> tuple[RowSource | None, Schedule | None]:
-        if dataset is None:
-            return None, None
-        rows, indices = dataset_prompts(dataset, self.builder, self.reward_caller, "training")
-        schedule = Schedule(
-            indices,
-            prompts_per_slot=self.config.prompts_per_micro_step,
-            slots=self.config.slots,
-            iterations=self.config.num_iterations,
-            shuffle=self.config.shuffle_dataset,
-            seed=self.config.seed if self.config.data_seed is None else self.config.data_seed,
-        )
-        return rows, schedule
 
     def _evaluation_data(self, dataset: Any) -> tuple[RowSource | None, list[int]]:
         if dataset is None:
@@ -249,15 +238,15 @@ class GRPOTrainer(WholeCheckpoints):
         if self._engine is not None:
             # Anew for each window: others who sample from the model meanwhile keep no pictures.
             self._engine.share_features(self.features)
-        assert self.train_rows is not None
+        assert self.prompts is not None
         with self.meter("data"):
-            prompts = self._prompts(self.train_rows, micro.prompt_indices)
+            prompts = self.prompts.window(micro)
         window = self._collector().collect(
             prompts,
             micro.window_id,
             meter=self.meter,
             trainer_state=self.state,
-            redraw=self._redraw(micro) if self.config.dynamic_sampling else None,
+            redraw=self.prompts.redraw(micro) if self.config.dynamic_sampling else None,
         )
         # From here on the memory belongs to training.
         self.backend.standby()
@@ -272,20 +261,6 @@ class GRPOTrainer(WholeCheckpoints):
                     row.ref_logprob = logprob
         self._note_window(window)
         return window
-
-    def _redraw(self, micro: MicroStep) -> Callable[[int, int], list[Prompt]]:
-        """Other prompts for this window: by seed, window and attempt alone, so resume is exact."""
-        assert isinstance(self.train_dataset, Schedule) and self.train_rows is not None
-        rows, known = self.train_rows, self.train_dataset.prompt_indices
-
-        def draw(attempt: int, count: int) -> list[Prompt]:
-            generator = torch.Generator().manual_seed(
-                hash((self.config.seed, *micro.window_id, attempt)) % (1 << 63)
-            )
-            picks = torch.randint(len(known), (count,), generator=generator).tolist()
-            return self._prompts(rows, [known[pick] for pick in picks])
-
-        return draw
 
     def _collector(self, evaluation: bool = False) -> Collector:
         config = self.config
@@ -303,6 +278,7 @@ class GRPOTrainer(WholeCheckpoints):
             mask_truncated=config.mask_truncated_completions,
             never_sampled=frozenset(placeholder_ids(self.policy)),
             max_resample_times=config.max_resample_times,
+            solved_from=config.solved_from,
         )
 
     # -- metrics
@@ -310,6 +286,8 @@ class GRPOTrainer(WholeCheckpoints):
     def _note_window(self, window: Window) -> None:
         names = self.reward_caller.names
         self.metrics.add(window_metrics(window, names))
+        assert self.prompts is not None
+        self.metrics.add(self.prompts.learn(window))
         prompt_tokens = sum(len(row.prompt.ids) for row in window.rows)
         completion_tokens = sum(len(c.ids) for c in window.completions)
         self.state.num_input_tokens_seen += prompt_tokens + completion_tokens
@@ -390,6 +368,8 @@ class GRPOTrainer(WholeCheckpoints):
         resume_from_checkpoint = self.resume_point(resume_from_checkpoint)
         self._window = self._planned_id = None
         self._last_micro_step = None
+        if self.prompts is not None:
+            self.prompts.restart()
         policy = self.config.gradient_checkpointing
         set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
         # transformers would switch it on in its own way, which hooks a frozen tower as well.
@@ -422,16 +402,14 @@ class GRPOTrainer(WholeCheckpoints):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self._window is not None and not self._window_is_used_up():
-            save_window(self._window, Path(output_dir))
+        if self.prompts is not None:
+            kept = None if self._window is None or self._window_is_used_up() else self._window
+            self.prompts.save(kept, Path(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self.train_rows is not None:
-            rows = self.train_rows
-            self._window = load_window(
-                Path(checkpoint), lambda indices: self._prompts(rows, indices), self.args.device
-            )
+        if checkpoint is not None and self.prompts is not None:
+            self._window = self.prompts.load(Path(checkpoint), self.args.device)
 
     def _window_is_used_up(self) -> bool:
         last = self._last_micro_step

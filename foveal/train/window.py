@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,9 @@ class Window:
     """Completion tokens of one forward and backward, where memory asks for fewer than the run's
     settings do (``foveal.train.planning``)."""
     counters: dict[str, float] = field(default_factory=dict)
+    pass_rates: dict[int, float] = field(default_factory=dict)
+    """By prompt index, of every group that was answered, redrawn ones included: the share of
+    completions whose first reward reaches ``Collector.solved_from``."""
 
     @property
     def completions(self) -> list[Completion]:
@@ -59,6 +63,8 @@ class Collector:
     mask_truncated: bool
     never_sampled: frozenset[int]
     max_resample_times: int = 0
+    solved_from: float = 1.0
+    """From which value of the first reward a completion counts as right."""
 
     def collect(
         self,
@@ -80,6 +86,7 @@ class Collector:
         """
         groups, table = self._answer(list(prompts), meter, trainer_state)
         advantages = self._compare(table, len(groups))
+        rates = pass_rates(groups, table, self.solved_from)
         redrawn = 0
         for attempt in range(self.max_resample_times if redraw is not None else 0):
             flat = [p for p, zero in enumerate(advantages.zero_std_P.tolist()) if zero]
@@ -87,6 +94,7 @@ class Collector:
                 break
             assert redraw is not None
             others, other_table = self._answer(redraw(attempt, len(flat)), meter, trainer_state)
+            rates |= pass_rates(others, other_table, self.solved_from)
             table = _replace(table, other_table, flat, self.num_generations)
             for place, group in zip(flat, others, strict=True):
                 groups[place] = group
@@ -99,6 +107,7 @@ class Collector:
             advantages=advantages,
             rows=self._rows(groups, advantages),
             redrawn_groups=redrawn,
+            pass_rates=rates,
         )
 
     def _answer(
@@ -142,6 +151,22 @@ def reward_groups(
         columns={name: [prompt.columns.get(name) for prompt, _ in rows] for name in names},
         trainer_state=trainer_state,
     )
+
+
+def pass_rates(groups: Sequence[Group], table: RewardTable, solved_from: float) -> dict[int, float]:
+    """By prompt index: the share of completions that are right.
+
+    What counts is the first reward that says anything about a completion; a group without any
+    is left out.
+    """
+    rates: dict[int, float] = {}
+    rows = iter(table.rewards_BF)
+    for group in groups:
+        said = [next((r for r in next(rows) if not math.isnan(r)), None) for _ in group.completions]
+        known = [reward >= solved_from for reward in said if reward is not None]
+        if known:
+            rates[group.prompt.index] = sum(known) / len(known)
+    return rates
 
 
 def _replace(

@@ -1,7 +1,7 @@
 """A window on disk: what a checkpoint needs when it is made while a rollout is still in use.
 
-Prompts are stored as row numbers and made again from the data set; everything that was drawn or
-computed is stored as it was.
+Prompts are stored as row numbers and made again from the data set or, where rows have no numbers,
+whole: tokens and pixels. Everything that was drawn or computed is stored as it was.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from foveal.rewards.call import RewardTable
 from foveal.rl import Advantages
 from foveal.train.plain_pass import Row
 from foveal.train.window import Window
-from foveal.types import Completion, Group, Prompt
+from foveal.types import Completion, Group, ImageInput, Prompt
 
 FILE = "rollout.pt"
 _ADVANTAGE_FIELDS = ("advantage_PG", "reward_PG", "mean_P", "std_P", "zero_std_P")
+_IMAGE_FIELDS = ("digest", "pixel_values", "grid_thw", "num_tokens")
 _ROW_FIELDS = ("advantage", "counts", "old_logprob", "ref_logprob", "entropy")
 
 
-def save_window(window: Window, folder: Path) -> None:
-    """Write ``window`` into a checkpoint folder."""
+def save_window(window: Window, folder: Path, with_prompts: bool = False) -> None:
+    """Write ``window`` into a checkpoint folder; ``with_prompts``: so that no row is read again."""
     rewards = window.rewards
     content: dict[str, Any] = {
         "window_id": window.window_id,
@@ -36,28 +37,43 @@ def save_window(window: Window, folder: Path) -> None:
         "rows": [{name: getattr(row, name) for name in _ROW_FIELDS} for row in window.rows],
         "entropy_threshold": window.entropy_threshold,
     }
+    if with_prompts:
+        content["whole_prompts"] = [_stored(group.prompt) for group in window.groups]
     torch.save(content, folder / FILE)
 
 
+def _stored(prompt: Prompt) -> dict[str, Any]:
+    images = [{name: getattr(image, name) for name in _IMAGE_FIELDS} for image in prompt.images]
+    return {"index": prompt.index, "ids": prompt.ids, "images": images}
+
+
+def _restored(stored: dict[str, Any]) -> Prompt:
+    # Rewards are known and the completions are logged: nobody reads messages and columns.
+    images = tuple(ImageInput(**image) for image in stored["images"])
+    return Prompt(stored["index"], stored["ids"], images, messages=[])
+
+
 def load_window(
-    folder: Path, prompts: Callable[[Sequence[int]], list[Prompt]], device: torch.device
+    folder: Path, prompts: Callable[[Sequence[int]], list[Prompt]] | None, device: torch.device
 ) -> Window | None:
     """Read the window of a checkpoint, or None if it has none.
 
     Args:
         folder: the checkpoint.
-        prompts: row numbers -> prompts.
+        prompts: row numbers -> prompts; None for a window saved with its prompts.
         device: for the log-probabilities.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     content = torch.load(path, map_location="cpu", weights_only=True)
+    if prompts is None:
+        built = [_restored(stored) for stored in content["whole_prompts"]]
+    else:
+        built = prompts(content["prompts"])
     groups = [
         Group(prompt, tuple(Completion(**fields) for fields in completions))
-        for prompt, completions in zip(
-            prompts(content["prompts"]), content["completions"], strict=True
-        )
+        for prompt, completions in zip(built, content["completions"], strict=True)
     ]
     pairs = [(group.prompt, c) for group in groups for c in group.completions]
     rows = [

@@ -293,7 +293,7 @@ def test_a_placeholder_in_a_completion_is_masked_and_nothing_else(tmp_path, fami
     assert math.isfinite(entry["loss"])
 
     # On policy both levels have one gradient: advantage times the mean over the counted tokens.
-    (prompt,) = run._prompts(run.train_rows, [0])
+    (prompt,) = run.prompts.prompts([0])
     logprob_BT = completion_logprobs(model, [prompt] * 2, texts, temperature=1.0).logprob_BT
     counted = [t for t in range(6) if t != 2]
     model.zero_grad()

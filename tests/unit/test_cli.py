@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import foveal
 from foveal import doctor
 from foveal.cli import _is_about_input, app
+from foveal.data import detect_format, load_rows
 from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
 from tests.samples import picture
@@ -288,6 +289,32 @@ def test_data_inspect_fails_for_errors_and_for_warnings_if_strict(questions, che
 
 
 # -- demo, doctor
+
+
+def test_data_filter_writes_rows_that_training_can_read(recipe, checkpoint, questions, tmp_path):
+    reward = ("--reward", f"{recipe.parent / 'rewards.py'}:by_turns")
+    out = tmp_path / "kept" / "rows.jsonl"
+    asked = ("--model", checkpoint, "--max-tokens", 2, "--n", 4)
+    shown = run("data", "filter", questions, *asked, *reward, "--rows", 2, "--out", out)
+    assert "2 rows: kept 2, never 0, always 0" in shown
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["pass_rate"] for row in rows] == [0.5, 0.5]
+    assert (out.parent / rows[0]["image"]).is_file()
+    for wrong, words in (
+        (("--out", "rows.csv"), "name a .parquet or a .jsonl file"),
+        (("--out", out, "--above", 1), "0 <= above < below"),
+        (("--out", out, "--temperature", 0), "greedy answers are all the same"),
+    ):
+        assert words in run("data", "filter", questions, *asked, *reward, *wrong, code=2)
+
+
+def test_data_convert_writes_the_format_that_is_named(questions, tmp_path):
+    out = tmp_path / "verl.parquet"
+    assert "3 rows in" in run("data", "convert", questions, "--to", "verl", "--out", out)
+    source = load_rows(out)
+    assert detect_format(source.rows[0]) == "verl" and len(source[2].images) == 1
+    said = run("data", "convert", questions, "--to", "trl", "--out", out, code=2)
+    assert "there is no format 'trl'; known are" in said
 
 
 def test_demo_passes_its_options_on(monkeypatch, tmp_path):

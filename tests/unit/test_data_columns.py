@@ -258,8 +258,8 @@ BROKEN = {
     "video part": ({"prompt": user([{"type": "video"}])}, "message 0 has a part of type 'video'"),
     "unknown role": ({"prompt": [{"role": "bot", "content": "?"}]}, "role 'bot'. Known roles"),
     "unfilled boxes": (
-        {"messages": user("find <ref-object>"), "objects": {"ref": ["cat"], "bbox": []}},
-        "<ref-object> placeholders",
+        {"messages": user("find <ref-object>"), "objects": {"ref": [], "bbox": []}},
+        r"1 <ref-object> placeholder\(s\), objects.ref has 0 value\(s\)",
     ),
     "unreadable picture": ({"problem": "?", "image": b"x"}, "<1 bytes> cannot be read"),
 }

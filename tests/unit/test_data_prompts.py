@@ -277,3 +277,50 @@ def test_dropped_rows_are_put_into_one_line():
     assert describe_dropped([], 120, 512) == "all 120 prompts fit max_prompt_length=512"
     many = describe_dropped([(i, 9) for i in range(12)], 120, 8)
     assert many.endswith("9 (9 tokens) and 2 more")
+
+
+# -- the cache of processed pictures
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", CASES)
+def test_a_prompt_from_the_cache_is_the_processors(family, case):
+    row = row_of(*CASES[case])
+    fresh = builder_of(family, picture_cache_bytes=0).build(row, 0)
+    builder = builder_of(family)
+    first, second = builder.build(row, 0), builder.build(row, 0)
+    assert builder.pictures.hits == len(CASES[case])
+    for built in (first, second):
+        assert built.ids == fresh.ids
+        assert [i.digest for i in built.images] == [i.digest for i in fresh.images]
+    for image in builder.pictures._kept.values():
+        pixels = image.pixel_values
+        assert pixels.untyped_storage().nbytes() == pixels.nelement() * 4, "no hidden neighbours"
+
+
+def test_the_cache_holds_no_more_than_its_bytes_and_lets_the_least_used_go():
+    def of(shade):
+        return row_of(picture(60, 90, shade))
+
+    pixels = builder_of("qwen2_5_vl").build(of(0), 0).images[0].pixel_values
+    size = pixels.nelement() * 4
+    builder = builder_of("qwen2_5_vl", picture_cache_bytes=2 * size + 1)
+    for shade in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, which was used longer ago than 0
+        builder.build(of(shade), 0)
+        assert builder.pictures.bytes <= 2 * size
+    assert (builder.pictures.hits, builder.pictures.misses) == (2, 4)
+    small = builder_of("qwen2_5_vl", picture_cache_bytes=size - 1)
+    small.build(of(0), 0)
+    assert small.pictures.bytes == 0
+    with pytest.raises(ValueError, match="0 keeps nothing"):
+        builder_of("qwen2_5_vl", picture_cache_bytes=-1)
+
+
+def test_other_settings_of_the_processor_are_other_pictures():
+    processor = tiny("qwen2_5_vl")[1]
+    builder = PromptBuilder(processor, image_token_id=token_id("qwen2_5_vl"))
+    row = row_of(picture(200, 200))
+    before = builder.build(row, 0)
+    processor.image_processor.size = {"shortest_edge": 4 * 28**2, "longest_edge": 6 * 28**2}
+    after = builder.build(row, 0)
+    assert after.images[0].num_tokens < before.images[0].num_tokens

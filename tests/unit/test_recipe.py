@@ -13,6 +13,7 @@ import pytest
 from foveal.recipe import DataSection, Recipe, check_recipe, load_recipe
 from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
+from tests.samples import picture
 
 MINIMAL = """
 model: {model_name: Qwen/Qwen2.5-VL-7B-Instruct}
@@ -412,3 +413,64 @@ except ValueError as error:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert "rewards is empty" in done.stdout
     assert done.stdout.strip().endswith("False False")
+
+
+MIXTURE = "data.train=[{data: PATH, weight: 2}, {task: shapes, difficulty: 1, name: easy}]"
+
+
+def test_a_mixture_is_opened_with_its_weights_and_paths_beside_the_recipe(write, checkpoint):
+    path = write(MINIMAL.replace("hiyouga/geometry3k", "[{data: mine.jsonl, streaming: true}]"))
+    (path.parent / "mine.jsonl").write_text('{"problem": "How many?", "answer": "3"}\n')
+    given = [f"model.model_name={checkpoint}", "train.use_cpu=true", "train.max_steps=5"]
+    (part,) = check_recipe(load_recipe(path, given)).train_rows.sources
+    assert part.is_streamed and next(iter(part)).answer == "3"
+
+    two = MIXTURE.replace("PATH", str(path.parent / "mine.jsonl"))
+    recipe = load_recipe(path, [*given, two])
+    mixed = check_recipe(recipe).train_rows
+    assert (mixed.weights, mixed.names) == ((2.0, 1.0), ("mine.jsonl", "easy"))
+    again = write(recipe.to_yaml(), "again.yaml")
+    assert load_recipe(again).data == recipe.data
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("[]", "data.train is empty"),
+        ("[{weight: 2}]", "data.train[0] needs either data or task"),
+        ("[{data: a, task: shapes}]", "data.train[0] needs either data or task"),
+        ("[{data: a, difficulty: 2}]", "data.train[0].difficulty is not for a set"),
+        ("[{task: shapes, split: test}]", "data.train[0].split is not for a task"),
+        ("[{data: a, wieght: 2}]", "unknown key data.train[0].wieght; did you mean"),
+        ("[shapes]", "data.train[0] is 'shapes', which has no keys; write train: [{data:"),
+        ("{task: shapes, weight: 2}", "unknown key data.train.weight"),
+    ],
+)
+def test_a_part_of_a_mixture_that_cannot_be_meant_is_named(write, data, words):
+    assert words in message(write(), f"data.train={data}")
+
+
+@pytest.mark.parametrize("data", ["{task: shapes}", "[{task: shapes, n: 3}]"])
+def test_data_without_an_end_needs_max_steps_before_weights_are_loaded(write, checkpoint, data):
+    with pytest.raises(ValueError, match=r"no known number of rows.*train\.max_steps"):
+        check(write(), checkpoint, f"data.train={data}")
+    assert (
+        check(write(), checkpoint, f"data.train={data}", "train.max_steps=2").config.max_steps == 2
+    )
+    with pytest.raises(ValueError, match=r"data\.eval_split is a split of a set"):
+        check(
+            write(), checkpoint, f"data.train={data}", "data.eval_split=test", "train.max_steps=2"
+        )
+
+
+def test_columns_and_pictures_elsewhere_are_named_in_the_recipe(write, checkpoint):
+    given = "{train: mine.jsonl, rename: {question: problem}, image_dir: pictures}"
+    path = write(MINIMAL.replace("{train: hiyouga/geometry3k}", given), "recipes/recipe.yaml")
+    (path.parent / "pictures").mkdir()
+    picture(0, 40, 40).save(path.parent / "pictures" / "a.png")
+    line = '{"question": "<image>How many?", "answer": "3", "images": ["a.png"]}\n'
+    (path.parent / "mine.jsonl").write_text(line)
+    overrides = [f"model.model_name={checkpoint}", "train.use_cpu=true"]
+    assert len(check_recipe(load_recipe(path, overrides)).train_rows[0].images) == 1
+    part = "data.train=[{data: mine.jsonl, rename: {question: problem}, image_dir: 3}]"
+    assert "data.train[0].image_dir is 3 (a whole number)" in message(path, part)

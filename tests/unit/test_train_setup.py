@@ -159,10 +159,11 @@ def test_dropped_prompts_do_not_count_for_a_rollout(tmp_path):
         trainer(tmp_path, adapted(), config)
 
 
-def test_a_streamed_set_is_refused_with_the_remedy(tmp_path):
+def test_a_streamed_set_needs_max_steps_and_is_no_evaluation_set(tmp_path):
     streamed = datasets.Dataset.from_list([{"problem": "a", "answer": "b"}]).to_iterable_dataset()
-    with pytest.raises(ValueError, match="the training set is streamed; load it with streaming"):
+    with pytest.raises(ValueError, match=r"no known number of rows.*set max_steps"):
         trainer(tmp_path, adapted(), train_dataset=streamed)
+    trainer(tmp_path, adapted(), {"max_steps": 1}, train_dataset=streamed)
     with pytest.raises(ValueError, match="the evaluation set is streamed"):
         trainer(tmp_path, adapted(), eval_dataset=streamed)
 
