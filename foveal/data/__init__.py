@@ -17,7 +17,8 @@ Four steps, one file each, each usable alone:
     prompts     ``NormalRow`` -> ``Prompt``, with the model's own processor
                 (``forms``: prompts as they are typed, for generation)
 
-``identity`` says which rows are the same.
+``identity`` says which rows are the same, ``targets`` what a row wants to be written (supervised
+training), ``mixture`` makes one source of several.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
@@ -27,10 +28,13 @@ from foveal.data.datasets import RowSource, load_rows
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
 from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
+from foveal.data.mixture import join_rows
 from foveal.data.prompts import PromptBuilder, PromptTooLong, describe_dropped, survey
+from foveal.data.targets import check_template, target_text, turn_end
 
 __all__ = [
     "load_rows",
+    "join_rows",
     "RowSource",
     "normalise_row",
     "detect_format",
@@ -48,4 +52,7 @@ __all__ = [
     "describe_dropped",
     "PromptReader",
     "list_prompts",
+    "target_text",
+    "check_template",
+    "turn_end",
 ]
