@@ -17,9 +17,13 @@ Data, checkpoints and reward files that a recipe names by relative paths lie bes
 those of overrides, and ``train.output_dir``, start from the current folder. ``data`` may also
 name a procedural task: ``train: {task: shapes, n: 512}``.
 
+Supervised training has recipes of the same sections: ``data`` may hold lists, ``rewards`` may be
+missing, and ``train`` has the fields of SFTConfig.
+
     file    the YAML of a recipe, overrides, paths
     keys    which keys there are, and what each takes
     run     ``Recipe``; check what it names; train
+    sft     ``SFTRecipe``: the same for ``foveal sft``
 """
 
 from foveal.recipe.run import (
@@ -31,4 +35,24 @@ from foveal.recipe.run import (
     run_recipe,
 )
 
-__all__ = ["load_recipe", "check_recipe", "run_recipe", "Recipe", "DataSection", "CheckedRecipe"]
+from foveal.recipe.sft import (
+    CheckedSFTRecipe,
+    SFTRecipe,
+    check_sft_recipe,
+    load_sft_recipe,
+    run_sft_recipe,
+)
+
+__all__ = [
+    "load_recipe",
+    "check_recipe",
+    "run_recipe",
+    "Recipe",
+    "DataSection",
+    "CheckedRecipe",
+    "load_sft_recipe",
+    "check_sft_recipe",
+    "run_sft_recipe",
+    "SFTRecipe",
+    "CheckedSFTRecipe",
+]

@@ -150,8 +150,11 @@ def anchor(sections: dict[str, Any], folder: Path) -> None:
         if not isinstance(values, dict):
             continue
         for key in keys:
-            if isinstance(values.get(key), str):
-                values[key] = _anchored(values[key], folder)
+            value = values.get(key)
+            if isinstance(value, str):
+                values[key] = _anchored(value, folder)
+            elif isinstance(value, list):
+                values[key] = [_anchored(v, folder) if isinstance(v, str) else v for v in value]
     if sections.get("rewards"):
         rewards = check_rewards(sections["rewards"])
         sections["rewards"] = {_anchored_reward(n, folder): w for n, w in rewards.items()}

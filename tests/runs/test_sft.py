@@ -237,19 +237,17 @@ def test_an_adapter_alone_is_trained_and_saved(tmp_path):
     assert (tmp_path / "checkpoint-2/adapter_model.safetensors").is_file()
 
 
-def test_drawn_rows_are_made_by_workers_and_never_ahead(tmp_path):
-    """A set of a billion rows begins at once."""
-    rows = drawn_rows("shapes", 10**9, 7, (1, 2), tagged)
+def test_drawn_rows_are_made_as_they_are_asked_for(tmp_path):
+    rows = drawn_rows("shapes", 50_000, 7, (1, 2), tagged)
+    seeds = []
+    draw, rows.generate = rows.generate, lambda seed, level: seeds.append(seed) or draw(seed, level)
     run = trainer(
-        tmp_path,
-        rows=rows,
-        max_steps=2,
-        shuffle_dataset=False,
-        per_device_train_batch_size=2,
-        dataloader_num_workers=1,
+        tmp_path, rows=rows, max_steps=2, shuffle_dataset=False, per_device_train_batch_size=2
     )
     run.train()
-    assert len(steps_logged(tmp_path)) == 2
+    # The first row is also looked at when the run begins.
+    first = 7 * 2**32
+    assert seeds == [first, first, first + 1, first + 2, first + 3]
 
 
 def test_a_saved_model_is_an_ordinary_checkpoint(tmp_path):

@@ -58,8 +58,8 @@ def test_a_long_prompt_is_dropped_and_a_row_above_the_models_bound_refused(tmp_p
     assert run.train_dataset.indices == [1]
     assert "dropped 1 of 2 prompts" in capsys.readouterr().out
     model = tiny("qwen2_5_vl")
-    state_of(model[0]).max_seq_length = 60
-    with pytest.raises(ValueError, match=r"row 0: prompt and completion .*max_seq_length=60"):
+    state_of(model[0]).max_seq_length = 30
+    with pytest.raises(ValueError, match=r"row 0: prompt and completion .*max_seq_length=30"):
         make(tmp_path, (GOOD,), model=model)
 
 
