@@ -18,7 +18,15 @@ from PIL import Image
 from foveal.data.images import load_image
 from foveal.data.messages import place_images, plain_list, to_messages, with_system_prompt
 
-__all__ = ["FORMATS", "NormalRow", "RowFormat", "detect_format", "normalise_answer", "normalise_row", "stored_pictures"]
+__all__ = [
+    "FORMATS",
+    "NormalRow",
+    "RowFormat",
+    "detect_format",
+    "normalise_answer",
+    "normalise_row",
+    "stored_pictures",
+]
 
 
 @dataclass(frozen=True, slots=True)

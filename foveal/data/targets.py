@@ -84,8 +84,10 @@ def _assistant_text(value: Any, index: int, column: str) -> str:
     if isinstance(value, str):
         return value
     turns = plain_list(value)
-    if turns is None or len(turns) != 1 or to_messages(turns, index, column)[0]["role"] != (
-        "assistant"
+    if (
+        turns is None
+        or len(turns) != 1
+        or to_messages(turns, index, column)[0]["role"] != ("assistant")
     ):
         raise ValueError(
             f"row {index}: column '{column}' is {str(value)[:60]!r}. Give a text, or one message "

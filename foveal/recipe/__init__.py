@@ -34,7 +34,6 @@ from foveal.recipe.run import (
     load_recipe,
     run_recipe,
 )
-
 from foveal.recipe.sft import (
     CheckedSFTRecipe,
     SFTRecipe,

@@ -111,7 +111,9 @@ def refuse_unknown(section: str, given: Iterable[Any], kind: Kind = "GRPOConfig"
     for key in given:
         if key not in known:
             shown = f"{section}.{key}" if section else key
-            raise RecipeError(f"unknown key {shown}; {_nearest(section, str(key), list(known), kind)}")
+            raise RecipeError(
+                f"unknown key {shown}; {_nearest(section, str(key), list(known), kind)}"
+            )
 
 
 def _nearest(section: str, key: str, known: list[str], kind: Kind) -> str:

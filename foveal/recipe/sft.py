@@ -1,14 +1,14 @@
 """Recipes of supervised training: load one, check what it names, run it.
 
-    model: {model_name: ./small_vlm}
-    lora: false                                   # all weights; or the arguments of get_peft_model
-    data:
-      train:                                      # one, or several that are mixed
-        - {task: shapes, n: 40000, difficulty: [1, 2, 3]}     # drawn as they are needed
-        - captions.jsonl
-      eval: {task: shapes, n: 200, seed: 1}
-    rewards: [exact_answer]                       # of train.eval_answers; may be left out
-    train: {output_dir: runs/warm, ...}           # fields of SFTConfig
+model: {model_name: ./small_vlm}
+lora: false                                   # all weights; or the arguments of get_peft_model
+data:
+  train:                                      # one, or several that are mixed
+    - {task: shapes, n: 40000, difficulty: [1, 2, 3]}     # drawn as they are needed
+    - captions.jsonl
+  eval: {task: shapes, n: 200, seed: 1}
+rewards: [exact_answer]                       # of train.eval_answers; may be left out
+train: {output_dir: runs/warm, ...}           # fields of SFTConfig
 """
 
 from __future__ import annotations

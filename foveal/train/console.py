@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a progress bar with the reward or the loss, and a quiet Ctrl-C."""
+"""What a run shows while it goes on: a bar with the reward or the loss, and a quiet Ctrl-C."""
 
 from __future__ import annotations
 

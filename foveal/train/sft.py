@@ -77,7 +77,7 @@ class SFTTrainer(Run):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        reward_funcs: RewardFunc | Sequence[RewardFunc] = "exact_answer",
+        reward_funcs: RewardFunc | list[RewardFunc] = "exact_answer",
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,
@@ -164,7 +164,7 @@ class SFTTrainer(Run):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with the run's parameter groups and masters, or what else ``optim`` names."""
-        trained = self.policy if model is None else model
+        trained: Any = self.policy if model is None else model
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
         ours = kind is torch.optim.AdamW or self.config.vision_learning_rate is not None
         if self.optimizer is None and ours:
@@ -234,7 +234,9 @@ class SFTTrainer(Run):
         size = self.args.per_device_eval_batch_size
         total, tokens = 0.0, 0
         with evaluating(self.policy):
-            for batch in self._loader(examples, RowOrder(len(examples), size, shuffle=False, seed=0)):
+            for batch in self._loader(
+                examples, RowOrder(len(examples), size, shuffle=False, seed=0)
+            ):
                 part, count = total_loss(
                     self.policy, batch.examples(), tokens_at_once=self.config.pass_tokens
                 )
@@ -248,8 +250,7 @@ class SFTTrainer(Run):
             return {}
         means = torch.tensor(judged).nanmean(0).tolist()
         named = {
-            f"rewards/{name}/mean": mean
-            for name, mean in zip(self.judge.names, means, strict=True)
+            f"rewards/{name}/mean": mean for name, mean in zip(self.judge.names, means, strict=True)
         }
         return {"accuracy": means[0], **named}
 

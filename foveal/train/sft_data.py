@@ -1,8 +1,8 @@
 """From rows to batches of examples, in worker processes if asked, ahead of the GPU.
 
-    RowSource -> ExampleReader   a row: its prompt with pictures, its completion's tokens
-              -> RowOrder        which rows each micro-step takes, from seed and epoch alone
-              -> loader          both in a ``DataLoader``; a ``Batch`` travels as few tensors
+RowSource -> ExampleReader   a row: its prompt with pictures, its completion's tokens
+          -> RowOrder        which rows each micro-step takes, from seed and epoch alone
+          -> loader          both in a ``DataLoader``; a ``Batch`` travels as few tensors
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def test_masters_follow_adamw_in_float32():
         assert torch.equal(weight, copy.to(torch.bfloat16)) and torch.equal(other, same)
     ours.zero_grad()
     assert weight.grad is None and other.grad is None
-    with pytest.raises(ValueError, match="0|none of the 1 float32 masters"):
+    with pytest.raises(ValueError, match="holds none of the 1 float32 masters"):
         ours.load_state_dict(plain.state_dict())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from foveal.data import check_template, join_rows, load_rows, target_text, turn_end
@@ -47,7 +49,11 @@ def test_the_completion_of_every_format_is_the_text_as_it_was_written(given, tem
         ({"problem": "?", "answer": "2"}, None, "row 4: it has no completion.*completion_template"),
         ({"messages": [QUESTION]}, None, "row 4: it has no completion"),
         ({"prompt": "?", "completion": "  "}, None, "row 4: its completion is empty"),
-        ({"prompt": "?", "completion": [QUESTION]}, None, "row 4: column 'completion'.*one message"),
+        (
+            {"prompt": "?", "completion": [QUESTION]},
+            None,
+            "row 4: column 'completion'.*one message",
+        ),
         ({"prompt": "?", "completion": [ASSISTANT] * 2}, None, "row 4: column 'completion'"),
         ({"problem": "?", "answer": "2"}, "{reason} {answer}", "row 4: .*column 'reason'"),
         (
@@ -88,8 +94,8 @@ def test_joined_sources_keep_their_rows_their_folders_and_their_names(tmp_path):
     for name in ("red", "blue"):
         (tmp_path / name).mkdir()
         picture(0, 56, 56 if name == "red" else 84).save(tmp_path / name / "it.png")
-        line = '{"problem": "<image>%s?", "answer": "1", "image": "it.png"}\n' % name
-        (tmp_path / name / "rows.jsonl").write_text(line)
+        line = {"problem": f"<image>{name}?", "answer": "1", "image": "it.png"}
+        (tmp_path / name / "rows.jsonl").write_text(json.dumps(line))
     parts = [load_rows(tmp_path / name / "rows.jsonl") for name in ("red", "blue")]
     broken = load_rows([row("fine?"), {"problem": "", "answer": "2"}])
     joined = join_rows([*parts, broken])

@@ -86,7 +86,7 @@ def test_a_model_of_which_nothing_is_trained_is_refused(tmp_path):
 
 def test_settings_of_another_trainer_and_streamed_rows_are_refused(tmp_path):
     model, processor = tiny("qwen2_5_vl")
-    with pytest.raises(TypeError, match="args is a GRPOConfig; give a foveal.SFTConfig"):
+    with pytest.raises(TypeError, match=r"args is a GRPOConfig; give a foveal\.SFTConfig"):
         SFTTrainer(model, GRPOConfig(output_dir=str(tmp_path), use_cpu=True))
     (tmp_path / "rows.jsonl").write_text('{"problem": "?", "completion": "3"}\n')
     streamed = load_rows(tmp_path / "rows.jsonl", streaming=True)
