@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from foveal.recipe import check_sft_recipe, load_sft_recipe
 from foveal.testing import save_tiny
+from tests.conftest import REPOSITORY
 from tests.samples import picture
 from tests.unit.test_cli import run
 
@@ -105,3 +106,12 @@ def test_options_alone_train_an_adapter_on_a_mixture(tmp_path, checkpoint):
 def test_a_wrong_input_is_one_line_with_the_remedy(recipe, arguments, line):
     given = [argument.replace("{recipe}", str(recipe)) for argument in arguments]
     assert line in run("sft", *given, code=2)
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((REPOSITORY / "examples/recipes/sft").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_the_recipes_that_come_along_can_run(path):
+    check_sft_recipe(load_sft_recipe(path))

@@ -9,6 +9,7 @@ from foveal import FastVisionModel, GRPOConfig, SFTConfig, SFTTrainer
 from foveal.data import load_rows
 from foveal.models.state import state_of
 from foveal.testing import tiny
+from foveal.train.sft_data import RowOrder
 from tests.samples import picture, row
 
 GOOD = row("How many?", picture(0, 56, 56), completion="<answer>3</answer>")
@@ -114,3 +115,15 @@ def test_a_rate_of_the_towers_own_needs_adamw(tmp_path):
     with pytest.raises(ValueError, match=r"vision_learning_rate is 0.001 and optim=.*adamw_torch"):
         run.create_optimizer()
     assert type(make(tmp_path, optim="sgd").create_optimizer()) is torch.optim.SGD
+
+
+def test_each_epoch_has_an_order_of_its_own_and_leaves_no_row_out():
+    order = RowOrder(10, 4, shuffle=True, seed=1)
+    first = list(order)
+    assert [len(batch) for batch in first] == [4, 4, 2] and len(order) == 3
+    assert sorted(sum(first, [])) == list(range(10))
+    order.epoch = 1
+    assert list(order) != first and sorted(sum(order, [])) == list(range(10))
+    assert list(RowOrder(10, 4, shuffle=True, seed=1)) == first
+    assert list(RowOrder(10, 4, shuffle=True, seed=2)) != first
+    assert list(RowOrder(5, 2, shuffle=False, seed=1, drop_last=True)) == [[0, 1], [2, 3]]
