@@ -77,7 +77,7 @@ class SFTTrainer(Run):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
-        reward_funcs: RewardFunc | list[RewardFunc] = "exact_answer",
+        reward_funcs: RewardFunc | list[Any] = "exact_answer",
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         peft_config: Any = None,

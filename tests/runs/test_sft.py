@@ -16,6 +16,7 @@ from foveal.models.checkpointing import set_checkpointing
 from foveal.tasks import drawn_rows, tagged
 from foveal.testing import tiny
 from foveal.train.masters import MasterAdamW
+from foveal.train.sft_data import Examples
 from tests.parity.our_side import assert_same as assert_close
 from tests.runs.tiny_run import (
     WORDS,
@@ -176,6 +177,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, step, workers):
     resumed.train(resume_from_checkpoint=str(tmp_path / f"cut/checkpoint-{step}"))
     assert_same(parameters(resumed.model), parameters(whole.model))
     assert steps_logged(tmp_path / "cut") == steps_logged(tmp_path / "whole")
+
+
+def test_a_run_shuffles_anew_in_each_epoch(tmp_path, monkeypatch):
+    seen = []
+    read = Examples.__getitem__
+    monkeypatch.setattr(Examples, "__getitem__", lambda s, i: seen.append(i) or read(s, i))
+    trainer(tmp_path, num_train_epochs=2, per_device_train_batch_size=3).train()
+    first, second = seen[:6], seen[6:]
+    assert sorted(first) == sorted(second) == list(range(6)) and first != second
 
 
 def test_masters_keep_updates_that_16_bits_would_lose(tmp_path):
