@@ -81,8 +81,8 @@ def window_index(grid_I3: Tensor, config: Any) -> dict[str, Any]:
     }
 
 
-# Pictures of a data set have few sizes, and a batch of a hundred would take the host as long as
-# the GPU takes for a layer of each: what depends on one picture's size alone is kept.
+# Pictures of a data set have few sizes, and these indices take 0.4 ms of the host's time a picture,
+# which a batch of a hundred small ones would feel: what depends on the size alone is kept.
 @lru_cache(maxsize=1024)
 def _positions(grid: tuple[int, int, int], merge: int) -> Tensor:
     """Row and column of each patch of one picture, ``[patches, 2]``."""
