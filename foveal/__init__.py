@@ -36,15 +36,26 @@ from foveal._version import __version__ as __version__
 if TYPE_CHECKING:
     from foveal.fast_model import FastVisionModel
     from foveal.train.config import GRPOConfig
+    from foveal.train.sft import SFTTrainer
+    from foveal.train.sft_config import SFTConfig
     from foveal.train.trainer import GRPOTrainer
     from foveal.types import SamplingParams
 
-__all__ = ["FastVisionModel", "GRPOConfig", "GRPOTrainer", "SamplingParams"]
+__all__ = [
+    "FastVisionModel",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "SamplingParams",
+]
 
 _HOMES = {
     "FastVisionModel": "foveal.fast_model",
     "GRPOConfig": "foveal.train.config",
     "GRPOTrainer": "foveal.train.trainer",
+    "SFTConfig": "foveal.train.sft_config",
+    "SFTTrainer": "foveal.train.sft",
     "SamplingParams": "foveal.types",
 }
 

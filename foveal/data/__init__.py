@@ -23,6 +23,8 @@ Training rows may also come from a stream, a task or a ``mixture`` of sources (`
 
 ``export`` writes rows in any of these formats; ``objects`` fills in ms-swift's boxes.
 ``identity`` says which rows are the same; ``coordinates`` what their boxes count in.
+``targets`` says what a row wants to be written (supervised training), ``joined`` reads several
+sources as one.
 
 Everything wrong with a row is a ValueError or TypeError that names the row and the remedy.
 """
@@ -41,12 +43,15 @@ from foveal.data.feeds import Feed, FeedSettings
 from foveal.data.forms import PromptReader, list_prompts
 from foveal.data.identity import question_key, row_key
 from foveal.data.images import MIN_SIDE, PictureError, load_image, stored_picture
+from foveal.data.joined import join_rows
 from foveal.data.lengths import describe_dropped, survey
 from foveal.data.mixtures import Mixture, TaskRows, mixture, open_feed, task_rows
 from foveal.data.prompts import PromptBuilder, PromptTooLong
+from foveal.data.targets import check_template, target_text, turn_end
 
 __all__ = [
     "load_rows",
+    "join_rows",
     "RowSource",
     "normalise_row",
     "detect_format",
@@ -78,4 +83,7 @@ __all__ = [
     "convert_points",
     "clip_boxes",
     "corners_of",
+    "target_text",
+    "check_template",
+    "turn_end",
 ]

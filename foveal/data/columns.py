@@ -19,7 +19,15 @@ from foveal.data.images import load_image
 from foveal.data.messages import place_images, plain_list, to_messages, with_system_prompt
 from foveal.data.objects import fill_objects, object_columns
 
-__all__ = ["FORMATS", "NormalRow", "RowFormat", "detect_format", "normalise_row", "stored_pictures"]
+__all__ = [
+    "FORMATS",
+    "NormalRow",
+    "RowFormat",
+    "detect_format",
+    "normalise_answer",
+    "normalise_row",
+    "stored_pictures",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +116,7 @@ def normalise_row(
         messages, pictures, index, lambda value: load_image(value, row=index, base_dir=base_dir)
     )
     _refuse_empty(messages, question, index)
-    answer = _answer(row)
+    answer = normalise_answer(row)
     answer = reference if answer is None else answer
     return NormalRow(
         messages=with_system_prompt(messages, system_prompt),
@@ -182,7 +190,8 @@ def _as_list(value: Any) -> list[Any]:
     return [value] if listed is None else listed
 
 
-def _answer(row: Mapping[str, Any]) -> str | None:
+def normalise_answer(row: Mapping[str, Any]) -> str | None:
+    """The reference answer of a raw row without ``<answer>`` tags, None if no column gives one."""
     graded = row.get("reward_model")
     truth = graded.get("ground_truth") if isinstance(graded, Mapping) else None
     candidates = (row.get("answer"), truth, row.get("solution"), row.get("label"))

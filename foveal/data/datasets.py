@@ -44,6 +44,10 @@ class RowSource:
         self._need_random_access()
         return len(self.rows)
 
+    def is_drawn(self, index: int) -> bool:
+        """Whether a row is made when it is asked for, so that reading it ahead is work lost."""
+        return getattr(self.rows, "draws_rows", False)
+
     def __getitem__(self, index: int) -> NormalRow:
         """Row ``index``, pictures decoded. Raises what ``normalise_row`` raises."""
         self._need_random_access()

@@ -323,16 +323,19 @@ class PromptBuilder:
         if self.max_prompt_length is not None and length > self.max_prompt_length:
             raise PromptTooLong(index, length, self.max_prompt_length)
 
+    def refuse_placeholders(self, text: str, role: str, index: int) -> None:
+        """Raise ValueError where a text holds a token that stands for a picture or a video."""
+        for token in self._placeholders:
+            if token in text:
+                raise ValueError(
+                    f"row {index}: the {role}'s text holds {token!r}, which the model would read "
+                    f"as part of a picture. Take it out, or write <image> where a picture belongs."
+                )
+
     def _refuse_placeholders(self, messages: list[dict[str, Any]], index: int) -> None:
         for message in messages:
             for part in message["content"]:
-                for token in self._placeholders:
-                    if token in part.get("text", ""):
-                        raise ValueError(
-                            f"row {index}: the {message['role']}'s text holds {token!r}, which "
-                            f"the model would read as part of a picture. Take it out, or write "
-                            f"<image> where a picture belongs."
-                        )
+                self.refuse_placeholders(part.get("text", ""), message["role"], index)
 
 
 def _split_by_grid(inputs: Any, processor: Any) -> Iterator[ImageInput]:

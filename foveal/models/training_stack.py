@@ -2,6 +2,8 @@
 
     prompt_forward      prompts, packed [N, D]        -> keys and values by layer, last states
     completion_forward  completions of one, packed    -> the hidden state before each token
+    row_forward         prompts with one completion each, packed and without such a cut: the
+                        quickest where nothing is shared (``foveal.train.sft_pass``)
 
 A completion depends on its prompt through these alone. So the prompt's graph may be cut there,
 and one backward pass through it closes any number of completions (``foveal.train.group_pass``).
@@ -87,6 +89,19 @@ class PromptBatch:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What all layers made of rows of N tokens in all."""
+
+    lengths: tuple[int, ...]
+    x_ND: Tensor
+    """The residual stream behind the last layer."""
+    keys: list[Tensor]
+    values: list[Tensor]
+    next_AP: Tensor
+    """Rotary position of the token after each row along each axis."""
+
+
 class TrainingStack:
     """The decoder of a loaded model, for passes that share prompts.
 
@@ -118,15 +133,57 @@ class TrainingStack:
         Raises:
             ValueError: if placeholders and features do not match in number.
         """
+        run = self._through_layers(prompts, [()] * len(prompts), features)
+        last_P = torch.tensor([*itertools.accumulate(run.lengths)]) - 1
+        return PromptBatch(
+            lengths=run.lengths,
+            keys=tuple(run.keys),
+            values=tuple(run.values),
+            last_PD=self.decoder.norm(run.x_ND[to_device(last_P, self.decoder.device)]),
+            next_AP=run.next_AP,
+        )
+
+    def row_forward(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Sequence[int]],
+        features: Sequence[Features],
+    ) -> Tensor:
+        """Hidden states ``[N, D]`` that predict the N completion tokens of rows, one after another.
+
+        Args:
+            prompts: at least one, with pictures or without.
+            completions: token ids of each prompt's one completion, at least one each, without
+                image placeholders.
+            features: of all the prompts' pictures, in order.
+
+        Raises:
+            ValueError: if placeholders and features do not match in number.
+        """
+        # Nothing follows a completion's last token, so it is not passed through the layers.
+        run = self._through_layers(prompts, [ids[:-1] for ids in completions], features)
+        ends = itertools.accumulate(run.lengths)
+        # A row's last T states predict its T completion tokens.
+        at_N = [n for end, ids in zip(ends, completions, strict=True)
+                for n in range(end - len(ids), end)]  # fmt: skip
+        return self.decoder.norm(run.x_ND[to_device(torch.tensor(at_N), self.decoder.device)])
+
+    def _through_layers(
+        self,
+        prompts: Sequence[Prompt],
+        tails: Sequence[Sequence[int]],
+        features: Sequence[Features],
+    ) -> _Run:
+        """Prompts, each continued by tokens of its own, through all layers side by side."""
         decoder, family, device = self.decoder, family_of(self.model), self.decoder.device
-        ids = [token for prompt in prompts for token in prompt.ids]
-        lengths = tuple(len(prompt.ids) for prompt in prompts)
-        # One position more than there are tokens: the completion's first.
+        rows = [(*prompt.ids, *tail) for prompt, tail in zip(prompts, tails, strict=True)]
+        lengths = tuple(len(row) for row in rows)
+        ids_N = torch.tensor([token for row in rows for token in row])
+        # One position more than there are tokens: the next one's.
         positions = [
             family.row_positions(self.config, prompt, length + 1)
             for prompt, length in zip(prompts, lengths, strict=True)
         ]
-        ids_N = torch.tensor(ids)
         x_ND = self._embed(to_device(ids_N, device))
         # Where pictures are is known to the host; asking the device would mean waiting for it.
         image_N = ids_N == self.config.image_token_id
@@ -148,14 +205,8 @@ class TrainingStack:
             if number < len(deepstack):
                 # Features of a tower's earlier depth join the stream behind a layer (Qwen3-VL).
                 x_ND = x_ND.index_add(0, at_M, deepstack[number].to(x_ND.dtype))
-        last_P = torch.tensor([*itertools.accumulate(lengths)]) - 1
-        return PromptBatch(
-            lengths=lengths,
-            keys=tuple(keys),
-            values=tuple(values),
-            last_PD=decoder.norm(x_ND[to_device(last_P, device)]),
-            next_AP=to_device(torch.cat([p[:, -1:] for p in positions], dim=1), device),
-        )
+        next_AP = to_device(torch.cat([p[:, -1:] for p in positions], dim=1), device)
+        return _Run(lengths, x_ND, keys, values, next_AP)
 
     def completion_forward(
         self, prompt: PromptState, completions: Sequence[Sequence[int]]

@@ -18,9 +18,13 @@ those of overrides, and ``train.output_dir``, start from the current folder. ``d
 name a procedural task: ``train: {task: shapes, n: 512}``, without ``n`` one without an end; or a
 mixture: ``train: [{data: geometry.parquet, weight: 2}, {task: charts, difficulty: 2}]``.
 
+Supervised training has recipes of the same sections: ``data`` may hold lists, ``rewards`` may be
+missing, and ``train`` has the fields of SFTConfig.
+
     file    the YAML of a recipe, overrides, paths
     keys    which keys there are, and what each takes
     run     ``Recipe``; check what it names; train
+    sft     ``SFTRecipe``: the same for ``foveal sft``
 """
 
 from foveal.recipe.run import (
@@ -31,5 +35,24 @@ from foveal.recipe.run import (
     load_recipe,
     run_recipe,
 )
+from foveal.recipe.sft import (
+    CheckedSFTRecipe,
+    SFTRecipe,
+    check_sft_recipe,
+    load_sft_recipe,
+    run_sft_recipe,
+)
 
-__all__ = ["load_recipe", "check_recipe", "run_recipe", "Recipe", "DataSection", "CheckedRecipe"]
+__all__ = [
+    "load_recipe",
+    "check_recipe",
+    "run_recipe",
+    "Recipe",
+    "DataSection",
+    "CheckedRecipe",
+    "load_sft_recipe",
+    "check_sft_recipe",
+    "run_sft_recipe",
+    "SFTRecipe",
+    "CheckedSFTRecipe",
+]

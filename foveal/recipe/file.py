@@ -150,12 +150,15 @@ def anchor(sections: dict[str, Any], folder: Path) -> None:
         if not isinstance(values, dict):
             continue
         for key in keys:
-            if isinstance(values.get(key), str):
-                values[key] = _anchored(values[key], folder)
-            for part in values[key] if isinstance(values.get(key), list) else ():
-                if isinstance(part, dict) and isinstance(part.get("data"), str):
-                    part["data"] = _anchored(part["data"], folder)
-                _anchor_image_dir(part, folder)
+            value = values.get(key)
+            if isinstance(value, str):
+                values[key] = _anchored(value, folder)
+            elif isinstance(value, list):
+                values[key] = [_anchored(v, folder) if isinstance(v, str) else v for v in value]
+                for part in values[key]:
+                    if isinstance(part, dict) and isinstance(part.get("data"), str):
+                        part["data"] = _anchored(part["data"], folder)
+                    _anchor_image_dir(part, folder)
         if section == "data":
             _anchor_image_dir(values, folder)
     if sections.get("rewards"):

@@ -18,13 +18,18 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 __all__ = [
     "EXAMPLES",
     "DataSection",
+    "Kind",
     "RecipeError",
+    "SFTDataSection",
     "check_parts",
     "check_rewards",
     "check_section",
     "refuse_unknown",
     "weigh_rewards",
 ]
+
+Kind = Literal["GRPOConfig", "SFTConfig"]
+"""What a recipe trains on, rewards or completions, by the class that its section train fills."""
 
 EXAMPLES = {
     "model": "model: {model_name: Qwen/Qwen2.5-VL-7B-Instruct}",
@@ -49,6 +54,7 @@ _PART_KEYS = {
     "weight": float,
     "name": str,
 }
+_SFT_TASK_KEYS = {**_TASK_KEYS, "difficulty": int | list[int]}
 _NEEDED = {
     "model": ["model_name"],
     "data": ["train"],
@@ -84,18 +90,32 @@ class DataSection:
     """Folder that relative picture paths start from."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SFTDataSection:
+    """What supervised training reads: as :class:`DataSection`, and lists of such for mixtures."""
+
+    train: str | dict[str, Any] | list[Any]
+    """A task may have a list of difficulties, which are taken in turn."""
+    eval: str | dict[str, Any] | list[Any] | None = None
+    split: str | None = None
+    eval_split: str | None = None
+
+
 @cache
-def known_keys(section: str) -> dict[str, Any]:
+def known_keys(section: str, kind: Kind = "GRPOConfig") -> dict[str, Any]:
     """The keys that a section, or a task in ``data``, may have, with their type hints."""
     if section == "data":
-        return get_type_hints(DataSection)
+        return get_type_hints(DataSection if kind == "GRPOConfig" else SFTDataSection)
     if section.startswith("data."):
+        if kind == "SFTConfig":
+            return _SFT_TASK_KEYS
         return _PART_KEYS if section.endswith("]") else _TASK_KEYS
     if section == "train":
-        from foveal.train import GRPOConfig
+        import foveal.train
 
-        hints = get_type_hints(GRPOConfig)
-        return {field.name: hints[field.name] for field in fields(GRPOConfig) if field.init}
+        config = getattr(foveal.train, kind)
+        hints = get_type_hints(config)
+        return {field.name: hints[field.name] for field in fields(config) if field.init}
     from foveal.models.load import from_pretrained
     from foveal.models.lora import get_peft_model
 
@@ -109,29 +129,31 @@ def known_keys(section: str) -> dict[str, Any]:
     }
 
 
-def refuse_unknown(section: str, given: Iterable[Any]) -> None:
+def refuse_unknown(section: str, given: Iterable[Any], kind: Kind = "GRPOConfig") -> None:
     """Raise for the first key that a section does not have; "" stands for the recipe itself."""
-    known = known_keys(section) if section else EXAMPLES
+    known = known_keys(section, kind) if section else EXAMPLES
     for key in given:
         if key not in known:
             shown = f"{section}.{key}" if section else key
-            raise RecipeError(f"unknown key {shown}; {_nearest(section, str(key), list(known))}")
+            raise RecipeError(
+                f"unknown key {shown}; {_nearest(section, str(key), list(known), kind)}"
+            )
 
 
-def _nearest(section: str, key: str, known: list[str]) -> str:
+def _nearest(section: str, key: str, known: list[str], kind: Kind) -> str:
     """A hint at the key that was meant, in this section or else in another."""
     near = get_close_matches(key, known, n=1)
     if near:
         return f"did you mean {section}.{near[0]}?" if section else f"did you mean {near[0]}?"
     for other in ("model", "lora", "data", "train"):
-        if key in known_keys(other):
+        if key in known_keys(other, kind):
             return f"did you mean {other}.{key}?"
     if section == "train":
-        return "the section takes the fields of foveal.GRPOConfig"
+        return f"the section takes the fields of foveal.{kind}"
     return f"known are {', '.join(known)}"
 
 
-def check_section(section: str, values: Any) -> dict[str, Any]:
+def check_section(section: str, values: Any, kind: Kind = "GRPOConfig") -> dict[str, Any]:
     """The values of a section, each of a type that its key takes.
 
     Raises:
@@ -143,7 +165,7 @@ def check_section(section: str, values: Any) -> dict[str, Any]:
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise RecipeError(f"{section} is {values!r}, which has no keys; write {example}")
-    refuse_unknown(section, values)
+    refuse_unknown(section, values, kind)
     for key in _NEEDED.get(section, []):
         if values.get(key) is None:
             raise RecipeError(f"{section}.{key} is missing; write {example}")
@@ -153,7 +175,7 @@ def check_section(section: str, values: Any) -> dict[str, Any]:
             f"{section}.{secret} would be copied into the run folder; log in with "
             "`hf auth login`, or set HF_TOKEN"
         )
-    known = known_keys(section)
+    known = known_keys(section, kind)
     return {key: _typed(f"{section}.{key}", value, known[key]) for key, value in values.items()}
 
 

@@ -23,6 +23,7 @@ from foveal.rewards import resolve
 
 if TYPE_CHECKING:
     from foveal.train import GRPOConfig, GRPOTrainer
+    from foveal.train.run_config import RunConfig
 
 __all__ = ["CheckedRecipe", "DataSection", "Recipe", "check_recipe", "load_recipe", "run_recipe"]
 
@@ -121,18 +122,15 @@ def check_recipe(recipe: Recipe) -> CheckedRecipe:
     Raises:
         ValueError: for what would stop the run later; names the file.
     """
-    from foveal.models.family import family_module
-    from foveal.models.load import find_checkpoint
     from foveal.train import GRPOConfig
 
     try:
-        _refuse_own_file(recipe)
+        refuse_own_file(recipe.path, recipe.train)
         functions = [resolve(name) for name in recipe.rewards]
         config = GRPOConfig(**recipe.train, reward_weights=list(recipe.rewards.values()))
         train_rows, eval_rows = _open_data(recipe.data, config)
-        _check_evaluation(recipe, config, eval_rows)
-        place = find_checkpoint(recipe.model["model_name"], recipe.model.get("revision"))
-        family = family_module(str(place.config.get("model_type"))).FAMILY.model_type
+        check_evaluation(config, eval_rows)
+        family = family_named(recipe.model)
     except (ValueError, TypeError, ImportError) as error:
         raise ValueError(f"{recipe.path}: {error}") from error
     return CheckedRecipe(
@@ -162,9 +160,7 @@ def run_recipe(recipe: Recipe, resume: bool | str | None = None) -> GRPOTrainer:
     from foveal.train import GRPOTrainer
 
     checked = check_recipe(recipe)
-    folder = Path(recipe.train["output_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _RESOLVED_FILE).write_text(_RESOLVED_HEADER + recipe.to_yaml(), encoding="utf-8")
+    folder = begin_folder(recipe.train, recipe.to_yaml())
     model, processor = FastVisionModel.from_pretrained(**recipe.model)
     if recipe.lora is not None:
         model = FastVisionModel.get_peft_model(model, **recipe.lora)
@@ -177,29 +173,53 @@ def run_recipe(recipe: Recipe, resume: bool | str | None = None) -> GRPOTrainer:
         args=checked.config,
     )
     trainer.train(recipe.train.get("resume_from_checkpoint") if resume is None else resume)
+    save_result(model, processor, folder)
+    return trainer
+
+
+def begin_folder(train: dict[str, Any], resolved: str) -> Path:
+    """Make the run folder and put the resolved recipe into it."""
+    folder = Path(train["output_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _RESOLVED_FILE).write_text(_RESOLVED_HEADER + resolved, encoding="utf-8")
+    return folder
+
+
+def save_result(model: Any, processor: Any, folder: Path) -> None:
+    """Write the trained adapter, or the trained weights with their processor."""
     model.save_pretrained(folder)
     if not hasattr(model, "peft_config"):
         # An adapter finds its processor at its base; whole weights have no base.
         processor.save_pretrained(folder)
-    return trainer
 
 
-def _check_evaluation(recipe: Recipe, config: GRPOConfig, eval_rows: RowSource | None) -> None:
+def family_named(model: dict[str, Any]) -> str:
+    """Model type of the checkpoint that a section names; no weights are read."""
+    from foveal.models.family import family_module
+    from foveal.models.load import find_checkpoint
+
+    place = find_checkpoint(model["model_name"], model.get("revision"))
+    return family_module(str(place.config.get("model_type"))).FAMILY.model_type
+
+
+def check_evaluation(config: RunConfig, eval_rows: RowSource | None) -> None:
+    """Refuse evaluation without data; say so where data would not be used."""
     from foveal.models.state import say
 
-    if eval_rows is None and config.eval_strategy != "no":
+    asked = getattr(config.eval_strategy, "value", config.eval_strategy)
+    if eval_rows is None and asked != "no":
         raise ValueError(
-            f"train.eval_strategy is {recipe.train.get('eval_strategy')!r}, and there is nothing "
+            f"train.eval_strategy is {asked!r}, and there is nothing "
             "to evaluate on; add data.eval or data.eval_split, or take eval_strategy out"
         )
-    if eval_rows is not None and config.eval_strategy == "no":
+    if eval_rows is not None and asked == "no":
         say("the evaluation data is not used: train.eval_strategy is 'no'")
 
 
-def _refuse_own_file(recipe: Recipe) -> None:
+def refuse_own_file(path: Path | None, train: dict[str, Any]) -> None:
     """The resolved recipe may replace an older one of its kind, not what a person wrote."""
-    target = Path(recipe.train["output_dir"]) / _RESOLVED_FILE
-    if not target.is_file() or not target.samefile(recipe.path):
+    target = Path(train["output_dir"]) / _RESOLVED_FILE
+    if path is None or not target.is_file() or not target.samefile(path):
         return
     if not target.read_text(encoding="utf-8").startswith(_RESOLVED_HEADER):
         raise ValueError(

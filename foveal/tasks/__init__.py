@@ -10,17 +10,19 @@ A row holds ``images``, ``problem`` (with its ``<image>`` marker), ``answer``, `
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from foveal.tasks.base import DrawnTask, tolerant_reward
+from foveal.tasks.base import DIFFICULTIES, DrawnTask, tolerant_reward
 from foveal.tasks.candles import CandlesTask
 from foveal.tasks.cells import CellsTask
 from foveal.tasks.charts import ChartsTask
 from foveal.tasks.circuits import CircuitsTask
 from foveal.tasks.clocks import ClocksTask
 from foveal.tasks.drawings import DrawingsTask
+from foveal.tasks.drawn_rows import DrawnRows, tagged
 from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
@@ -40,6 +42,9 @@ __all__ = [
     "TASKS",
     "Task",
     "dataset",
+    "drawn_rows",
+    "DrawnRows",
+    "tagged",
     "get_task",
     "missing_package",
     "ShapesTask",
@@ -135,7 +140,31 @@ def dataset(name: str, n: int, seed: int = 0, difficulty: int = 3) -> list[dict[
         ValueError: for an unknown task or difficulty, a negative seed, or ``n`` below 1.
         ImportError: where the package that draws the task is not installed.
     """
+    return list(drawn_rows(name, n, seed, (difficulty,)))  # pyright: ignore[reportArgumentType]
+
+
+def drawn_rows(
+    name: str,
+    n: int,
+    seed: int = 0,
+    difficulties: Sequence[int] = (3,),
+    completion: Callable[[dict[str, Any], int], str] | None = None,
+) -> DrawnRows:
+    """The rows of :func:`dataset`, each drawn when it is read, and of several difficulties in turn.
+
+    Args:
+        completion: ``(row, number) -> text`` that supervised training is to write, such as
+            ``foveal.tasks.tagged``; None leaves the column out.
+
+    Raises:
+        ValueError: as :func:`dataset`.
+    """
     if not 1 <= n < _ROWS_PER_SEED:
         raise ValueError(f"n is {n}; a data set has 1 row or more")
-    task = get_task(name)
-    return [task.generate(seed * _ROWS_PER_SEED + i, difficulty) for i in range(n)]
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; it must be 0 or more")
+    for level in difficulties or (None,):
+        if level not in DIFFICULTIES:
+            raise ValueError(f"difficulty is {level!r}; choose one of {list(DIFFICULTIES)}")
+    first = seed * _ROWS_PER_SEED
+    return DrawnRows(get_task(name).generate, n, first, tuple(difficulties), completion)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
-
-from transformers import TrainingArguments
 
 from foveal.coordinates import SPACES
 from foveal.data.difficulty import CurriculumSettings
 from foveal.rl import LossSpec
 from foveal.rl.advantages import AGGREGATIONS, SCALES
 from foveal.rl.ratios import MISMATCH_MODES
+from foveal.train.run_config import RunConfig
 from foveal.types import SamplingParams
 
-CHECKPOINTING = (True, False, "selective", "offload", "auto")
 _NOT_OURS = (
     "generation_kwargs",
     "sync_ref_model",
     "use_adaptive_entropy",
     "vllm_structured_outputs_regex",
 )
-_NOT_ASKED: Any = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].default
 
 
 @dataclass(kw_only=True)
-class GRPOConfig(TrainingArguments):
+class GRPOConfig(RunConfig):
     """Settings of a GRPO or GSPO run.
 
     Everything of ``transformers.TrainingArguments`` is here too: optimizer, schedule, reports,
@@ -45,7 +41,6 @@ class GRPOConfig(TrainingArguments):
     fastest of these that fits the GPU's free memory, with smaller pieces where none does
     (``foveal.memory.planner``); as True without a GPU and in the plain pass. A choice made in
     ``get_peft_model`` wins. True as in TRL: a run takes no more memory than it was known to."""
-    remove_unused_columns: bool | None = field(default=False)
 
     # -- data
     max_prompt_length: int | None = None
@@ -162,9 +157,6 @@ class GRPOConfig(TrainingArguments):
     """Print a few completions and write all to ``rollouts.jsonl`` with the pictures beside it."""
     num_completions_to_print: int | None = 3
 
-    # -- model, where ``model`` is a name
-    model_init_kwargs: dict[str, Any] | None = None
-
     # -- read and accepted; the built-in rollout needs none of them
     use_vllm: bool = False
     vllm_mode: str = "colocate"
@@ -174,17 +166,7 @@ class GRPOConfig(TrainingArguments):
     vllm_tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
-        policy = self.gradient_checkpointing
-        # The newer name of the same field; a configuration of TRL has both.
-        asked = getattr(self, "activation_checkpointing", None)
-        if asked is not None:
-            policy = asked and (policy or True)
-        # transformers' own switch also hooks frozen vision towers into the backward pass.
-        self.gradient_checkpointing = _NOT_ASKED
-        self.activation_checkpointing = None
         super().__post_init__()
-        self.activation_checkpointing = None
-        self.gradient_checkpointing = "offload" if policy == "unsloth" else policy
         if self.scale_rewards in (True, False):
             self.scale_rewards = "group" if self.scale_rewards else "none"
         self._check()
@@ -194,11 +176,6 @@ class GRPOConfig(TrainingArguments):
         self.curriculum_settings()
 
     def _check(self) -> None:
-        if self.gradient_checkpointing not in CHECKPOINTING:
-            raise ValueError(
-                f"gradient_checkpointing is {self.gradient_checkpointing!r}; it must be True, "
-                'False, "selective", "offload" or "auto"'
-            )
         if self.num_generations < 2:
             raise ValueError(
                 f"num_generations is {self.num_generations}; a group needs at least 2 completions, "
@@ -296,10 +273,6 @@ class GRPOConfig(TrainingArguments):
     def optimizer_steps_per_pass(self) -> int:
         """Optimizer steps that one pass over a rollout makes."""
         return self.slots // self.gradient_accumulation_steps
-
-    @property
-    def run_folder(self) -> Path:
-        return Path(str(self.output_dir))
 
     @property
     def needs_old_logprobs(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a progress bar with the reward, and a quiet Ctrl-C."""
+"""What a run shows while it goes on: a bar with the reward or the loss, and a quiet Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from transformers import TrainerCallback
 console = Console()
 
 
-class RewardProgress(TrainerCallback):
-    """A bar over optimizer steps, with the reward of the last rollout."""
+class RunProgress(TrainerCallback):
+    """A bar over optimizer steps, with the last value of one metric."""
 
-    def __init__(self, metrics: Any) -> None:
+    def __init__(self, metrics: Any, shown: str) -> None:
         self.metrics = metrics
+        self.shown = shown
         self._progress: Progress | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -28,20 +29,20 @@ class RewardProgress(TrainerCallback):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("reward {task.fields[reward]}"),
+            TextColumn(f"{self.shown} {{task.fields[value]}}"),
             TimeRemainingColumn(),
             console=console,
         )
         self._progress.start()
         self._task = self._progress.add_task(
-            "training", total=state.max_steps, completed=state.global_step, reward="-"
+            "training", total=state.max_steps, completed=state.global_step, value="-"
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._progress is not None:
-            reward = self.metrics.latest("reward")
-            shown = "-" if reward is None else f"{reward:.3f}"
-            self._progress.update(self._task, completed=state.global_step, reward=shown)
+            value = self.metrics.latest(self.shown)
+            shown = "-" if value is None else f"{value:.3f}"
+            self._progress.update(self._task, completed=state.global_step, value=shown)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.close()

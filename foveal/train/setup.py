@@ -15,6 +15,7 @@ from foveal.models.training_stack import TrainingStack
 from foveal.rewards.call import RewardCaller
 from foveal.train.config import GRPOConfig
 from foveal.train.console import console
+from foveal.train.run_config import RunConfig
 
 _UNSUPPORTED = {
     "reward_processing_classes": "write the reward model's call as a reward function",
@@ -47,16 +48,25 @@ def prepare_arguments(args: Any, model: Any) -> GRPOConfig:
         )
     if config.use_vllm:
         console.print("use_vllm: rollouts come from the built-in backend, which needs no vLLM.")
-    # An enum with text values: str() of it would be its Python name.
-    optimizer = str(getattr(config.optim, "value", config.optim))
-    if "8bit" in optimizer and not torch.cuda.is_available():
-        console.print(f"No CUDA device: optim={optimizer} is replaced by adamw_torch.")
-        config.optim = "adamw_torch"
+    choose_optimizer(config)
     return config
 
 
+def choose_optimizer(config: RunConfig) -> None:
+    """Without a GPU, an optimizer that needs none in the place of one that does; says so."""
+    optimizer = optimizer_name(config)
+    if "8bit" in optimizer and not torch.cuda.is_available():
+        console.print(f"No CUDA device: optim={optimizer} is replaced by adamw_torch.")
+        config.optim = "adamw_torch"
+
+
+def optimizer_name(config: RunConfig) -> str:
+    # An enum with text values: str() of it would be its Python name.
+    return str(getattr(config.optim, "value", config.optim))
+
+
 def prepare_model(
-    model: Any, processing_class: Any, peft_config: Any, config: GRPOConfig
+    model: Any, processing_class: Any, peft_config: Any, config: RunConfig
 ) -> tuple[Any, Any]:
     """Load a model given by name, find its processor, add an adapter if one is asked for."""
     if isinstance(model, str):
@@ -88,6 +98,14 @@ def prepare_model(
 
 def check_policy(model: nn.Module, config: GRPOConfig) -> None:
     """Refuse what would make log-probabilities wrong, or train nothing."""
+    check_trainable(model)
+    if config.training_pass == "group":
+        TrainingStack(model)  # raises for what it cannot compute
+    _check_lengths(model, config)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model of which nothing is trained, or whose log-probabilities would be wrong."""
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ValueError(
@@ -106,9 +124,6 @@ def check_policy(model: nn.Module, config: GRPOConfig) -> None:
             "the adapter covers lm_head, which log-probabilities are computed from in pieces; "
             "take it out of target_modules"
         )
-    if config.training_pass == "group":
-        TrainingStack(model)  # raises for what it cannot compute
-    _check_lengths(model, config)
 
 
 def _plain_head(model: nn.Module) -> Any:

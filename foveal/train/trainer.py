@@ -20,27 +20,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import speed_metrics
 
 from foveal.data import RowSource
 from foveal.memory import PhaseMeter
-from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import placeholder_ids
 from foveal.models.forward import FeatureCache
-from foveal.models.state import state_of
 from foveal.rewards.call import RewardCaller
 from foveal.rollout import Engine, RolloutBackend, engine_of
 from foveal.train.config import GRPOConfig
-from foveal.train.console import Interrupt, RewardProgress, completions_table, console
+from foveal.train.console import RunProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
-from foveal.train.metrics import MetricLog, window_metrics
+from foveal.train.metrics import window_metrics
 from foveal.train.planning import TrainingPlanner
 from foveal.train.prompt_source import PromptSource, prompt_source
-from foveal.train.record import MetricsFile, RolloutFile
+from foveal.train.record import RolloutFile
 from foveal.train.reference import Reference
+from foveal.train.run import Run
 from foveal.train.schedule import MicroStep, Schedule
 from foveal.train.scoring import (
     PASSES,
@@ -58,14 +57,13 @@ from foveal.train.setup import (
     prompt_builder,
     refuse_unsupported,
 )
-from foveal.train.whole_checkpoints import WholeCheckpoints
 from foveal.train.window import Collector, Window
 from foveal.types import Prompt
 
 RewardFunc = str | Callable[..., Any]
 
 
-class GRPOTrainer(WholeCheckpoints):
+class GRPOTrainer(Run):
     """Trains a vision-language model on rewards.
 
     Args:
@@ -141,18 +139,14 @@ class GRPOTrainer(WholeCheckpoints):
             self._engine = engine_of(model, tokenizer, max_rows=config.rows_at_once)
         self.backend: RolloutBackend = rollout_backend or self._engine  # pyright: ignore
         self.meter = PhaseMeter(self.args.device)
-        self.metrics = MetricLog()
-        state = state_of(model)
-        self._own_checkpointing = state.checkpointing is None or state.checkpointing_by_default
-        """Neither the model's maker nor its user chose; the run's setting counts."""
-        if not self._own_checkpointing:
-            config.gradient_checkpointing = state.checkpointing
+        self.settle_checkpointing()
         self.planner = TrainingPlanner(model, config.gradient_checkpointing)
         self.rollout_file = RolloutFile(config.run_folder)
         self._window: Window | None = None
         self._planned_id: tuple[int, int] | None = None
         self._last_micro_step: MicroStep | None = None
-        self._add_callbacks()
+        self.add_run_callbacks(RunProgress(self.metrics, "reward"))
+        self.add_callback(_RolloutFileStart(self))
 
     # -- data
 
@@ -324,9 +318,6 @@ class GRPOTrainer(WholeCheckpoints):
             logs = {**logs, **self.metrics.drain(), "num_tokens": self.state.num_input_tokens_seen}
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # inputs are micro-steps, not tensors that could be counted
-
     # -- evaluation
 
     def evaluate(
@@ -365,38 +356,13 @@ class GRPOTrainer(WholeCheckpoints):
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """As ``transformers.Trainer.train``; ``resume_from_checkpoint=True`` takes the last whole
         checkpoint, and a damaged one gives way to the one before it, which is said."""
-        resume_from_checkpoint = self.resume_point(resume_from_checkpoint)
         self._window = self._planned_id = None
         self._last_micro_step = None
         if self.prompts is not None:
             self.prompts.restart()
-        policy = self.config.gradient_checkpointing
-        set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
-        # transformers would switch it on in its own way, which hooks a frozen tower as well.
-        self.args.gradient_checkpointing = False
-        try:
-            with self._interrupt:
-                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        finally:
-            self.args.gradient_checkpointing = policy
-            if policy == "auto":
-                # A plan was for its window alone.
-                set_checkpointing(self.policy, policy, by_default=self._own_checkpointing)
-            self._progress.close()
-
-    def _add_callbacks(self) -> None:
-        self._interrupt = Interrupt()
-        self._progress = RewardProgress(self.metrics)
-        self.remove_callback(PrinterCallback)
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(self._progress)
-        self.add_callback(self._interrupt)
-        self.add_callback(MetricsFile(self.config.run_folder))
-        self.add_callback(_EpochStart(self))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called before the first micro-step of an epoch, or of what is left of it."""
         assert isinstance(self.train_dataset, Schedule)
         self.train_dataset.epoch = epoch
 
@@ -419,8 +385,8 @@ class GRPOTrainer(WholeCheckpoints):
         )
 
 
-class _EpochStart(TrainerCallback):
-    """Tells the trainer which epoch begins, also when a run is resumed within one."""
+class _RolloutFileStart(TrainerCallback):
+    """Opens the file of completions when a run begins or is resumed."""
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.trainer = trainer
@@ -428,9 +394,6 @@ class _EpochStart(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.trainer.config.log_completions:
             self.trainer.rollout_file.start(state.global_step)
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.begin_epoch(int(state.epoch or 0))
 
 
 def _as_list(reward_funcs: Any) -> list[Any]:
