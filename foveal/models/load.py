@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.models.allocator import grow_segments
 from foveal.models.attention import fast_vision_attention
 from foveal.models.checkpointing import parse_checkpointing, set_checkpointing
 from foveal.models.family import Family, family_module, stock_model
@@ -85,6 +86,7 @@ def from_pretrained(
         checkpointing = parse_checkpointing(checkpointing)
     where = find_checkpoint(model_name, revision, token)
     family = family_module(str(where.config.get("model_type"))).FAMILY
+    grow_segments()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype, reason = choose_dtype(dtype, device)
     quantisation = choose_quantisation(
