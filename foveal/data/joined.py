@@ -59,9 +59,9 @@ class _JoinedRows(RowSource):
         source, place = self.rows.find(index)
         return source.is_drawn(place)
 
-    def _normal(self, row: Any, index: int) -> NormalRow:
+    def normal(self, row: Any, index: int) -> NormalRow:
         source, place = self.rows.find(index)
         try:
-            return source._normal(row, place)
+            return source.normal(row, place)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{source.name}: {error}") from error

@@ -59,7 +59,7 @@ _NEEDED = {
     "model": ["model_name"],
     "data": ["train"],
     "train": ["output_dir"],
-    "data.train": ["task"],
+    "data.train": ["task", "n"],
     "data.eval": ["task", "n"],
 }
 _SECRETS = {"model": "token", "train": "hub_token"}
@@ -166,7 +166,10 @@ def check_section(section: str, values: Any, kind: Kind = "GRPOConfig") -> dict[
     if not isinstance(values, dict):
         raise RecipeError(f"{section} is {values!r}, which has no keys; write {example}")
     refuse_unknown(section, values, kind)
-    for key in _NEEDED.get(section, []):
+    # A task without a number of rows is drawn without end, where a run counts steps anyway.
+    endless = section == "data.train" and kind == "GRPOConfig"
+    needed = ["task"] if endless else _NEEDED.get(section, [])
+    for key in needed:
         if values.get(key) is None:
             raise RecipeError(f"{section}.{key} is missing; write {example}")
     secret = _SECRETS.get(section)

@@ -19,13 +19,23 @@ OTHER_DEFAULT = {
     "num_completions_to_print": "None means all in TRL; the table should fit a screen",
 }
 OURS_ALONE = {
+    "answer_coordinates": "of rows that say what their boxes count in",
+    "curriculum": "TRL draws rows evenly",
+    "curriculum_band": "of curriculum",
+    "curriculum_groups": "of curriculum",
+    "curriculum_smoothing": "of curriculum",
     "dynamic_sampling": "DAPO's, which TRL does not have",
     "max_resample_times": "of dynamic_sampling",
     "max_prompt_length": "TRL had it before 1.0; recipes still name it",
     "max_rollout_logprob_difference": "a guard that TRL does not have",
+    "picture_cache_mib": "TRL processes pictures each time",
     "pass_tokens": "of the group pass, which packs completions without padding",
     "reference": "TRL chooses by how the adapter was passed",
     "rollout_rows": "TRL generates a whole batch at once",
+    "skip_solved_after": "of rows that are measured",
+    "skip_unsolved_after": "of rows that are measured",
+    "solved_from": "of curriculum",
+    "stream_buffer": "TRL takes what datasets streams",
     "system_prompt": "TRL leaves it to the data set",
     "training_pass": "TRL has the plain one",
 }
