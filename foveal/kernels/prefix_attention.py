@@ -1,8 +1,8 @@
-"""Attention of several completions to the one prompt that they share, and to themselves.
+"""Attention of completions to the prompts that groups of them share, and to themselves.
 
     out = softmax([q . prompt keys | q . own keys, causal]) [prompt values | own values]
 
-The prompt's keys stand there once, however many completions there are. The fast form calls a
+A prompt's keys stand there once, however many completions it has. The fast form calls a
 kernel for each part and joins the results by their log-sum-exp. A softmax over all keys has one
 normaliser, so backward calls each part's kernel with the *joined* output and log-sum-exp: what
 comes out is that part's share of the gradient, exactly.
@@ -14,18 +14,19 @@ comes out is that part's share of the gradient, exactly.
 # pyright: reportCallIssue=false
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.kernels.transfer import to_device
+from foveal.kernels.part_kernels import KERNELS, PartKernel, Spans, expand
 from foveal.kernels.varlen_attention import WIDTH_MULTIPLE, choose_kernel
+
+Groups = Sequence[tuple[int, int]]
+"""Of each prompt its tokens and the number of its completions."""
 
 
 def prefix_attention(
@@ -35,23 +36,26 @@ def prefix_attention(
     prefix_k_TKC: Tensor,
     prefix_v_TKC: Tensor,
     lengths: Sequence[int],
+    groups: Groups = (),
     *,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """Each completion token attends to the prompt and, causally, to its own completion.
+    """Each completion token attends to its prompt and, causally, to its own completion.
 
     Args:
         q_NHC: queries of all completions, packed one after another.
         own_k_NKC: keys of the same tokens; H is a multiple of K.
         own_v_NKC: values of the same tokens.
-        prefix_k_TKC: keys of the prompt.
-        prefix_v_TKC: values of the prompt.
+        prefix_k_TKC: keys of the prompts, one after another.
+        prefix_v_TKC: values of the prompts.
         lengths: tokens of each completion, each at least 1; they sum to N.
+        groups: of each prompt in turn its tokens and the number of its completions, each at least
+            1; none for a single prompt.
         scale: factor on the scores.
-        window: the token at offset s has position T + s and sees positions above T + s - window;
-            0 sees all.
+        window: the token at offset s behind a prompt of T tokens has position T + s and sees
+            positions above T + s - window; 0 sees all.
         softcap: ``softcap * tanh(score / softcap)``; 0 caps nothing.
 
     Returns:
@@ -61,13 +65,14 @@ def prefix_attention(
         ValueError: if shapes or lengths do not fit together.
     """
     tensors = (q_NHC, own_k_NKC, own_v_NKC, prefix_k_TKC, prefix_v_TKC)
-    _check(*tensors, lengths)
+    groups = tuple(groups) or ((len(prefix_k_TKC), len(lengths)),)
+    _check(*tensors, lengths, groups)
     kernel = KERNELS.get(choose_kernel(q_NHC))
     if kernel is None or softcap or q_NHC.shape[-1] % WIDTH_MULTIPLE:
         return prefix_attention_reference(
-            *tensors, lengths, scale=scale, window=window, softcap=softcap
+            *tensors, lengths, groups, scale=scale, window=window, softcap=softcap
         )
-    return joined_attention(kernel, *tensors, lengths, scale=scale, window=window)
+    return joined_attention(kernel, *tensors, lengths, groups, scale=scale, window=window)
 
 
 def prefix_attention_reference(
@@ -77,12 +82,36 @@ def prefix_attention_reference(
     prefix_k_TKC: Tensor,
     prefix_v_TKC: Tensor,
     lengths: Sequence[int],
+    groups: Groups = (),
     *,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """The specification of :func:`prefix_attention`: one softmax over ``[prompt | own]``."""
+    """The specification of :func:`prefix_attention`: group by group."""
+    groups = tuple(groups) or ((len(prefix_k_TKC), len(lengths)),)
+    members = _members(lengths, groups)
+    own = zip(*(x.split([sum(n) for n in members]) for x in (q_NHC, own_k_NKC, own_v_NKC)),
+              strict=True)  # fmt: skip
+    prompts = zip(*(x.split([T for T, _ in groups]) for x in (prefix_k_TKC, prefix_v_TKC)),
+                  strict=True)  # fmt: skip
+    return torch.cat([
+        _one_group(*mine, *prompt, n, scale, window, softcap)
+        for mine, prompt, n in zip(own, prompts, members, strict=True)
+    ])  # fmt: skip
+
+
+def _members(lengths: Sequence[int], groups: Groups) -> list[tuple[int, ...]]:
+    """Tokens of each completion, group by group."""
+    found = iter(lengths)
+    return [tuple(itertools.islice(found, completions)) for _, completions in groups]
+
+
+def _one_group(
+    q_NHC: Tensor, own_k_NKC: Tensor, own_v_NKC: Tensor, prefix_k_TKC: Tensor,
+    prefix_v_TKC: Tensor, lengths: Sequence[int], scale: float, window: int, softcap: float,
+) -> Tensor:  # fmt: skip
+    """One softmax over ``[prompt | own]``."""
     groups, T = q_NHC.shape[1] // own_k_NKC.shape[1], len(prefix_k_TKC)
     k_SHC = torch.cat([prefix_k_TKC, own_k_NKC]).repeat_interleave(groups, dim=1)
     v_SHC = torch.cat([prefix_v_TKC, own_v_NKC]).repeat_interleave(groups, dim=1)
@@ -146,7 +175,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tenso
         at = torch.arange(len(q), device=q.device)
         distance = at[:, None] - at
         mask = (distance >= 0) & (distance < window)
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, _expand(k, q.shape[1]), _expand(v, q.shape[1])))
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, expand(k, q.shape[1]), expand(v, q.shape[1])))
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale
     )
@@ -154,39 +183,6 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tenso
 
 
 # -- the fast form
-
-
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """Packed segments: those of the queries attend to those of the keys, one to one."""
-
-    queries: tuple[int, ...]
-    """Tokens of each segment of the queries."""
-    keys: tuple[int, ...]
-    causal: bool = False
-    """A segment's last query sees its last key, the query before it one key less, and so on."""
-    window: int = 0
-    """With ``causal``: only so many keys, the last of them the query's own; 0 for all."""
-
-
-class PartKernel(Protocol):
-    """Attention over one set of keys, by a kernel that gives its log-sum-exp."""
-
-    square_windows: bool
-    """Whether a window asks for segments with as many queries as keys."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """``(out_NHC, lse_HN, kept)``; ``lse`` in natural units, ``kept`` goes to backward."""
-        ...
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        kept: tuple[Tensor, ...], spans: Spans, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        """Gradients of q, k, v, where ``out`` and ``lse`` are those over all keys."""
-        ...
 
 
 def joined_attention(
@@ -197,41 +193,59 @@ def joined_attention(
     prefix_k_TKC: Tensor,
     prefix_v_TKC: Tensor,
     lengths: Sequence[int],
+    groups: Groups = (),
     *,
     scale: float,
     window: int = 0,
 ) -> Tensor:
     """:func:`prefix_attention` by ``kernel``, without a cap on the scores."""
-    T, own = len(prefix_k_TKC), tuple(lengths)
-    if window and T + max(own) > window:
-        # Rows differ in what they see of the prompt: its tail stands before each completion, and
+    own = tuple(lengths)
+    groups = tuple(groups) or ((len(prefix_k_TKC), len(own)),)
+    members = _members(own, groups)
+    prompts = tuple(T for T, _ in groups)
+    if window and any(T + max(n) > window for T, n in zip(prompts, members, strict=True)):
+        # Rows differ in what they see of a prompt: its tail stands before each completion, and
         # one causal call with a window covers both.
-        tail = min(T, window - 1)
-        spans = (Spans(own, tuple(tail + n for n in own), True, window),)
+        tails = [min(T, window - 1) for T, completions in groups for _ in range(completions)]
+        spans = (Spans(own, tuple(map(sum, zip(tails, own, strict=True))), True, window),)
         k, v = (
-            torch.cat([x for piece in mine.split(own) for x in (prefix[T - tail :], piece)])
+            torch.cat(_behind_tails(mine.split(own), prefix.split(prompts), groups, window))
             for mine, prefix in ((own_k_NKC, prefix_k_TKC), (own_v_NKC, prefix_v_TKC))
         )
         if kernel.square_windows:
             return _square_window(kernel, spans[0], scale, q_NHC, k, v)
         return _Joined.apply(kernel, spans, scale, q_NHC, k, v)  # pyright: ignore[reportReturnType]
-    spans = (Spans((sum(own),), (T,)), Spans(own, own, causal=True))
+    spans = (Spans(tuple(map(sum, members)), prompts), Spans(own, own, causal=True))
     return _Joined.apply(  # pyright: ignore[reportReturnType]
         kernel, spans, scale, q_NHC, prefix_k_TKC, prefix_v_TKC, own_k_NKC, own_v_NKC
     )
+
+
+def _behind_tails(
+    pieces: Sequence[Tensor], prompts: Sequence[Tensor], groups: Groups, window: int
+) -> list[Tensor]:
+    """Each completion's own keys behind those of its prompt's end that a window can reach."""
+    own = iter(pieces)
+    return [
+        x
+        for prefix, (T, completions) in zip(prompts, groups, strict=True)
+        for piece in itertools.islice(own, completions)
+        for x in (prefix[T - min(T, window - 1) :], piece)
+    ]
 
 
 def _square_window(
     kernel: PartKernel, spans: Spans, scale: float, q_NHC: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:
     """Segments with as many queries as keys: zeros stand for the prompt's, unused afterwards."""
-    lengths = spans.queries
-    tail = spans.keys[0] - lengths[0]
-    zeros = q_NHC.new_zeros(tail, *q_NHC.shape[1:])
-    q = torch.cat([x for piece in q_NHC.split(lengths) for x in (zeros, piece)])
+    tails = [keys - own for keys, own in zip(spans.keys, spans.queries, strict=True)]
+    zeros = q_NHC.new_zeros(max(tails), *q_NHC.shape[1:])
+    pieces = zip(tails, q_NHC.split(spans.queries), strict=True)
+    q = torch.cat([x for tail, piece in pieces for x in (zeros[:tail], piece)])
     square = Spans(spans.keys, spans.keys, True, spans.window)
     out: Any = _Joined.apply(kernel, (square,), scale, q, k, v)
-    return torch.cat([segment[tail:] for segment in out.split(spans.keys)])
+    segments = zip(tails, out.split(spans.keys), strict=True)
+    return torch.cat([segment[tail:] for tail, segment in segments])
 
 
 class _Joined(torch.autograd.Function):
@@ -318,113 +332,9 @@ def join_fused(
     return out_NHC, lse_HN
 
 
-class FlashKernel:
-    """torch's flash attention: 16 bit, from Ampere on; query heads may share key heads."""
-
-    square_windows = False
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        no_dropout, debug = 0.0, False
-        out, lse_HN, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-            q, k, v, *_extents(spans, q.device), no_dropout, spans.causal, debug,
-            scale=scale, **self._window(spans),
-        )  # fmt: skip
-        return out, lse_HN, (seed, offset)
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        kept: tuple[Tensor, ...], spans: Spans, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        no_dropout = 0.0
-        return torch.ops.aten._flash_attention_backward(
-            grad, q, k, v, out, lse, *_extents(spans, q.device), no_dropout, spans.causal, *kept,
-            scale=scale, **self._window(spans),
-        )  # fmt: skip
-
-    @staticmethod
-    def _window(spans: Spans) -> dict[str, int]:
-        # Here the window is counted without the query's own key.
-        if not spans.window:
-            return {}
-        return {"window_size_left": spans.window - 1, "window_size_right": 0}
-
-
-class EfficientKernel:
-    """torch's memory-efficient attention: float32, and float16 before Ampere."""
-
-    BOTTOM_RIGHT = 2
-    """The mask in which a segment's last query sees its last key."""
-    square_windows = True
-    """Its backward pass forgets to shift the window where there are more keys than queries."""
-    LSE_MULTIPLE = 32
-    """Its log-sum-exps are ``[segments, H, longest]``, the longest rounded up to this."""
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        k, v = (_expand(x, q.shape[1])[None] for x in (k, v))
-        bias, no_dropout, keep_lse = None, 0.0, True
-        out, lse_SHL, seed, offset, *_ = torch.ops.aten._efficient_attention_forward(
-            q[None], k, v, bias, *_extents(spans, q.device), no_dropout, self._mask(spans),
-            keep_lse, scale=scale, window_size=spans.window or None,
-        )  # fmt: skip
-        lse_HN = torch.cat([lse[:, :n] for lse, n in zip(lse_SHL, spans.queries, strict=True)], 1)
-        return out[0], lse_HN, (seed, offset)
-
-    def backward(
-        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-        kept: tuple[Tensor, ...], spans: Spans, scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        longest = -(-max(spans.queries) // self.LSE_MULTIPLE) * self.LSE_MULTIPLE
-        # exp(score - inf) is 0: what lies behind a segment's end takes no part.
-        lse_SHL = lse.new_full((len(spans.queries), q.shape[1], longest), torch.inf)
-        for segment, piece in zip(lse_SHL, lse.split(spans.queries, dim=1), strict=True):
-            segment[:, : piece.shape[1]] = piece
-        kv_heads = k.shape[1]
-        k, v = (_expand(x, q.shape[1])[None] for x in (k, v))
-        bias, no_dropout, bias_asks = None, 0.0, False
-        dq, dk, dv, _ = torch.ops.aten._efficient_attention_backward(
-            grad[None], q[None], k, v, bias, out[None], *_extents(spans, q.device), lse_SHL,
-            no_dropout, *kept, self._mask(spans), bias_asks,
-            scale=scale, window_size=spans.window or None,
-        )  # fmt: skip
-        dk, dv = (x[0].unflatten(1, (kv_heads, -1)).sum(2) for x in (dk, dv))
-        return dq[0], dk, dv
-
-    def _mask(self, spans: Spans) -> int:
-        return self.BOTTOM_RIGHT if spans.causal else 0
-
-
-KERNELS: dict[str, PartKernel] = {"flash": FlashKernel(), "efficient": EfficientKernel()}
-"""By the name that ``choose_kernel`` gives; where there is none, the reference computes."""
-
-
-def _extents(spans: Spans, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
-    """Offsets and longest segments of queries and keys, in the order in which kernels take them."""
-    return (
-        _offsets(spans.queries, device),
-        _offsets(spans.keys, device),
-        max(spans.queries),
-        max(spans.keys),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """int32 ``[segments + 1]``; kept, since every layer of a pass asks for the same."""
-    offsets = [0, *itertools.accumulate(lengths)]
-    return to_device(torch.tensor(offsets, dtype=torch.int32), device)
-
-
-def _expand(x_SKC: Tensor, heads: int) -> Tensor:
-    return x_SKC.repeat_interleave(heads // x_SKC.shape[1], dim=1)
-
-
 def _check(
     q: Tensor, own_k: Tensor, own_v: Tensor, prefix_k: Tensor, prefix_v: Tensor,
-    lengths: Sequence[int],
+    lengths: Sequence[int], groups: Groups,
 ) -> None:  # fmt: skip
     shapes = [[*x.shape] for x in (q, own_k, own_v, prefix_k, prefix_v)]
     N, H, C = shapes[0]
@@ -438,4 +348,11 @@ def _check(
         raise ValueError(
             f"lengths are {[*lengths]} for {N} packed tokens; they must be at least 1 each and sum "
             "to the tokens"
+        )
+    numbers = [number for group in groups for number in group]
+    sums = sum(T for T, _ in groups), sum(completions for _, completions in groups)
+    if sums != (T, len(lengths)) or min(numbers) < 1:
+        raise ValueError(
+            f"groups are {[*groups]} for {T} prompt tokens and {len(lengths)} completions; their "
+            "numbers must be at least 1 each and sum to these"
         )

@@ -19,6 +19,7 @@ whatever else uses the card. :func:`free_bytes` leaves a margin for them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -96,12 +97,15 @@ class ModelSizes:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Completions of one prompt that pass the layers together."""
+    """Completions that pass the layers together."""
 
-    prompt: int
-    """Tokens of the prompt."""
-    completions: tuple[int, ...]
-    """Tokens of each completion."""
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    """Of each prompt its tokens, and the tokens of each of its completions."""
+
+    @property
+    def completions(self) -> tuple[int, ...]:
+        """Tokens of each completion."""
+        return tuple(itertools.chain.from_iterable(group for _, group in self.groups))
 
     @property
     def tokens(self) -> int:
@@ -327,10 +331,10 @@ def _kept_of_piece(s: ModelSizes, piece: Piece, policy: Policy) -> int:
 
 def _tails(s: ModelSizes, piece: Piece, window: int) -> int:
     """Copies of the prompt's end that stand before each completion in a layer with a window."""
-    if not window or piece.prompt + max(piece.completions) - 1 <= window:
+    if not window or all(T + max(group) - 1 <= window for T, group in piece.groups):
         return 0
-    tail = min(piece.prompt, window - 1)
-    return len(piece.completions) * tail * s.kv * s.product_bytes
+    tokens = sum(len(group) * min(T, window - 1) for T, group in piece.groups)
+    return tokens * s.kv * s.product_bytes
 
 
 def _unpacked(s: ModelSizes) -> int:

@@ -1,7 +1,7 @@
 """The layer loop of training: a prompt once, and completions against its keys and values.
 
     prompt_forward      prompts, packed [N, D]        -> keys and values by layer, last states
-    completion_forward  completions of one, packed    -> the hidden state before each token
+    completion_forward  their completions, packed      -> the hidden state before each token
     row_forward         prompts with one completion each, packed and without such a cut: the
                         quickest where nothing is shared (``foveal.train.sft_pass``)
 
@@ -13,6 +13,7 @@ The layers are those of ``foveal.models.training_layer``, over the model's own p
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,20 +36,6 @@ Angles = dict[str, tuple[Tensor, Tensor]]
 """Cosines and sines ``[N, C]`` by kind of layer."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(number, q_NHC, k_NKC, v_NKC) -> out_NHC``."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptState:
-    """What completions need of their prompt of T tokens."""
-
-    keys: tuple[Tensor, ...]
-    """``[T, K, C]`` of each layer, rotated."""
-    values: tuple[Tensor, ...]
-    """``[T, K, C]`` of each layer."""
-    last_1D: Tensor
-    """Hidden state behind the last norm at the last token: it predicts every first token."""
-    next_A1: Tensor
-    """Rotary position of the first completion token along each axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +64,16 @@ class PromptBatch:
         keys, values = tuple(tensors[:layers]), tuple(tensors[layers : 2 * layers])
         return replace(self, keys=keys, values=values, last_PD=tensors[-1])
 
-    def prompt(self, place: int) -> PromptState:
-        """One of the prompts, as views."""
-        first = sum(self.lengths[:place])
-        here = slice(first, first + self.lengths[place])
-        return PromptState(
-            tuple(k_NKC[here] for k_NKC in self.keys),
-            tuple(v_NKC[here] for v_NKC in self.values),
-            self.last_PD[place : place + 1],
-            self.next_AP[:, place : place + 1],
-        )
+    def of_prompts(self, x_NKC: Tensor, places: Sequence[int]) -> Tensor:
+        """The rows of some prompts, in rising order, of a tensor over all tokens."""
+        if len(places) == len(self.lengths):
+            return x_NKC
+        first, behind = places[0], places[-1] + 1
+        if len(places) == behind - first:
+            start = sum(self.lengths[:first])
+            return x_NKC[start : start + sum(self.lengths[first:behind])]
+        pieces = x_NKC.split(list(self.lengths))
+        return torch.cat([pieces[place] for place in places])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,30 +196,38 @@ class TrainingStack:
         return _Run(lengths, x_ND, keys, values, next_AP)
 
     def completion_forward(
-        self, prompt: PromptState, completions: Sequence[Sequence[int]]
+        self, prompts: PromptBatch, groups: Sequence[tuple[int, Sequence[Sequence[int]]]]
     ) -> Tensor:
-        """Hidden states ``[N, D]`` that predict the N tokens of completions of one prompt.
+        """Hidden states ``[N, D]`` that predict the N tokens of completions, group by group.
 
         Nothing follows a completion's last token, so it is not passed through the layers.
 
         Args:
-            prompt: what :meth:`prompt_forward` gave.
-            completions: token ids, at least one each.
+            prompts: what :meth:`prompt_forward` gave.
+            groups: ``(place of a prompt, token ids of its completions)``, places rising,
+                completions of at least one token each.
         """
-        fed = [ids[:-1] for ids in completions]
-        lengths = [len(ids) for ids in fed if ids]
-        if not lengths:
-            return prompt.last_1D.expand(len(completions), -1)
+        fed = [(place, ids[:-1]) for place, completions in groups for ids in completions]
         device = self.decoder.device
-        ids_N = torch.tensor([token for ids in fed for token in ids])
+        last_PD = prompts.last_PD
+        if not any(ids for _, ids in fed):
+            return last_PD[to_device(torch.tensor([place for place, _ in fed]), device)]
+        ids_N = torch.tensor([token for _, ids in fed for token in ids])
         x_ND = self._embed(to_device(ids_N, device))
-        offset_N = to_device(torch.cat([torch.arange(n) for n in lengths]), device)
-        angles = self._angles(prompt.next_A1 + offset_N)
-        attend = partial(self._attend_completions, prompt, lengths)
+        offset_N = torch.cat([torch.arange(len(ids)) for _, ids in fed])
+        place_N = torch.tensor([place for place, ids in fed for _ in ids])
+        start_AN = prompts.next_AP[:, to_device(place_N, device)]
+        angles = self._angles(start_AN + to_device(offset_N, device))
+        passed = [(place, len(ids)) for place, ids in fed if ids]
+        attend = partial(self._attend_completions, prompts, passed)
         for number in range(len(self.decoder.layers)):
             x_ND, _, _ = self._layer(number, angles, attend, x_ND)
-        own = self.decoder.norm(x_ND).split([len(ids) for ids in fed])
-        return torch.cat([state for rest in own for state in (prompt.last_1D, rest)])
+        own = self.decoder.norm(x_ND).split([len(ids) for _, ids in fed])
+        return torch.cat([
+            state
+            for (place, _), rest in zip(fed, own, strict=True)
+            for state in (last_PD[place : place + 1], rest)
+        ])  # fmt: skip
 
     def _embed(self, ids_N: Tensor) -> Tensor:
         embed: Any = self.decoder.embed
@@ -268,11 +263,17 @@ class TrainingStack:
         )
 
     def _attend_completions(
-        self, prompt: PromptState, lengths: Sequence[int], number: int, q: Tensor, k: Tensor,
-        v: Tensor,
+        self, prompts: PromptBatch, passed: Sequence[tuple[int, int]], number: int, q: Tensor,
+        k: Tensor, v: Tensor,
     ) -> Tensor:  # fmt: skip
+        """``passed``: of each completion the place of its prompt, and its tokens."""
+        counts = Counter(place for place, _ in passed)
+        groups = [(prompts.lengths[place], count) for place, count in counts.items()]
+        prompt_k, prompt_v = (
+            prompts.of_prompts(x[number], [*counts]) for x in (prompts.keys, prompts.values)
+        )
         return prefix_attention(
-            q, k, v, prompt.keys[number], prompt.values[number], lengths,
+            q, k, v, prompt_k, prompt_v, [length for _, length in passed], groups,
             scale=self.decoder.scale, window=self.decoder.layers[number].window,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
     for prompts, some at a time                         models.training_stack
         pictures, prompts                               one forward; its graph waits
-        for completions of one, in pieces               against its keys and values
+        for their completions, in pieces                against its keys and values
             log p(token), loss                          train.plain_pass, rl.policy_loss
             backward                                    into the parameters, and to the cut
         what arrived at the cut, backward through the prompts and on into a trained tower
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from foveal.models.family import final_softcap, stock_model, vision_is_trained, 
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
 from foveal.models.fused_lora import adapters_unchanged
 from foveal.models.precision import autocast
-from foveal.models.training_stack import PromptBatch, PromptState, TrainingStack
+from foveal.models.training_stack import PromptBatch, TrainingStack
 from foveal.rl import LossSpec, Normaliser, merge_stats
 from foveal.rl.stats import Stat
 from foveal.train.plain_pass import PassSettings, Row, loss_share
@@ -67,26 +68,28 @@ def learn(
     """
     stack = TrainingStack(model)
     shares, stats, skipped = [], [], False
-    for batch in _batches(rows, settings):
-        plans = [_plan(group, settings) for _, group in batch]
-        skipped |= not all(learns for plan in plans for _, learns in plan)
-        with torch.set_grad_enabled(any(learns for plan in plans for _, learns in plan)):
+    most = tokens_at_once(rows, settings)
+    for batch in _batches(rows, most):
+        pieces = [
+            (piece, any(_has_gradient(row, settings.spec) for row in piece.rows))
+            for piece in _pieces(batch, settings, most)
+        ]
+        skipped |= not all(learns for _, learns in pieces)
+        with torch.set_grad_enabled(any(learns for _, learns in pieces)):
             cut = _Cut(_prompts(stack, [prompt for prompt, _ in batch], cache))
-        for place, plan in enumerate(plans):
-            for piece, learns in plan:
-                with torch.set_grad_enabled(learns):
-                    state = cut.state.prompt(place)
-                    output = _completions(stack, state, piece, settings.temperature)
-                    share, found = loss_share(
-                        piece, output, normaliser, settings, entropy_threshold
-                    )
-                if learns:
-                    backward(share)
-                    cut.collect()
-                shares.append(share.detach())
-                stats.append(found)
+        for piece, learns in pieces:
+            with torch.set_grad_enabled(learns):
+                output = _completions(stack, cut.state, piece, settings.temperature)
+                share, found = loss_share(
+                    piece.rows, output, normaliser, settings, entropy_threshold
+                )
+            if learns:
+                backward(share)
+                cut.collect()
+            shares.append(share.detach())
+            stats.append(found)
         cut.backward()
-        del cut, state  # keys and values, before those of the next prompts
+        del cut  # keys and values, before those of the next prompts
     if skipped:
         _fill_gradients(model, rows)
     return torch.stack(shares).sum(), merge_stats(*stats)
@@ -103,33 +106,44 @@ def score(
     """
     stack = TrainingStack(model)
     results: list[tuple[Tensor, Tensor]] = []
+    most = tokens_at_once(rows, settings)
     with torch.no_grad():
-        for batch in _batches(rows, settings):
+        for batch in _batches(rows, most):
             # As in learning: a trained tower is called for each batch anew, with its pictures.
             own = FeatureCache() if vision_is_trained(model) else cache
             states = _prompts(stack, [prompt for prompt, _ in batch], own)
-            for place, (_, group) in enumerate(batch):
-                for piece in _pieces(group, settings):
-                    output = _completions(stack, states.prompt(place), piece, settings.temperature)
-                    for i, row in enumerate(piece):
-                        here = slice(len(row.completion.ids))
-                        results.append((output.logprob_BT[i, here], output.entropy_BT[i, here]))
+            for piece in _pieces(batch, settings, most):
+                output = _completions(stack, states, piece, settings.temperature)
+                for i, row in enumerate(piece.rows):
+                    here = slice(len(row.completion.ids))
+                    results.append((output.logprob_BT[i, here], output.entropy_BT[i, here]))
     return results
+
+
+def tokens_at_once(rows: Sequence[Row], settings: PassSettings) -> int:
+    """Completion tokens of one piece: unless the settings say, as many as a padded batch of
+    ``rows_at_once`` rows would hold."""
+    if settings.tokens_at_once is not None:
+        return settings.tokens_at_once
+    return settings.rows_at_once * max(len(row.completion.ids) for row in rows)
 
 
 def layout(rows: Sequence[Row], settings: PassSettings) -> list[PromptPass]:
     """In what portions :func:`learn` passes rows, for ``foveal.memory.planner``."""
+    most = tokens_at_once(rows, settings)
     return [
         PromptPass(
             tuple(len(prompt.ids) for prompt, _ in batch),
             tuple(
-                Piece(len(prompt.ids), tuple(len(row.completion.ids) for row in piece))
-                for prompt, group in batch
-                for piece in _pieces(group, settings)
+                Piece(tuple(
+                    (len(group[0].prompt.ids), tuple(len(row.completion.ids) for row in group))
+                    for _, group in piece.groups
+                ))
+                for piece in _pieces(batch, settings, most)
             ),
         )
-        for batch in _batches(rows, settings)
-    ]
+        for batch in _batches(rows, most)
+    ]  # fmt: skip
 
 
 class _Cut:
@@ -173,14 +187,25 @@ def _groups(rows: Sequence[Row]) -> Iterator[tuple[Prompt, list[Row]]]:
         yield members[0].prompt, members
 
 
-def _batches(
-    rows: Sequence[Row], settings: PassSettings
-) -> Iterator[list[tuple[Prompt, list[Row]]]]:
+Batch = list[tuple[Prompt, list[Row]]]
+"""Prompts that pass side by side, each with its rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows of one forward and backward."""
+
+    groups: list[tuple[int, list[Row]]]
+    """``(place of a prompt in its batch, rows of it)``."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for _, group in self.groups for row in group]
+
+
+def _batches(rows: Sequence[Row], most: int) -> Iterator[Batch]:
     """Prompts with their rows, as many at once as hold no more tokens than completions may."""
-    most = settings.tokens_at_once
-    if most is None:
-        most = settings.rows_at_once * max(len(row.completion.ids) for row in rows)
-    batch: list[tuple[Prompt, list[Row]]] = []
+    batch: Batch = []
     tokens = 0
     for prompt, group in _groups(rows):
         if batch and tokens + len(prompt.ids) > most:
@@ -191,26 +216,23 @@ def _batches(
     yield batch
 
 
-def _plan(rows: Sequence[Row], settings: PassSettings) -> list[tuple[list[Row], bool]]:
-    """A prompt's pieces, and which of them have a gradient."""
-    return [
-        (piece, any(_has_gradient(row, settings.spec) for row in piece))
-        for piece in _pieces(rows, settings)
-    ]
+def _pieces(batch: Batch, settings: PassSettings, most: int) -> Iterator[_Piece]:
+    """Rows in order, as many at once as hold ``most`` tokens, at least one.
 
-
-def _pieces(rows: Sequence[Row], settings: PassSettings) -> Iterator[list[Row]]:
-    """Rows of one prompt in order, as many at once as the settings allow, at least one."""
-    piece: list[Row] = []
-    tokens = 0
-    for row in rows:
-        length = len(row.completion.ids)
-        over = settings.tokens_at_once is not None and tokens + length > settings.tokens_at_once
-        if piece and (over or len(piece) == settings.rows_at_once):
-            yield piece
-            piece, tokens = [], 0
-        piece.append(row)
-        tokens += length
+    A group from which nothing is learnt shares no piece with others: it need not go backward.
+    """
+    piece, tokens, learning = _Piece([]), 0, None
+    for place, (_, group) in enumerate(batch):
+        learns = any(_has_gradient(row, settings.spec) for row in group)
+        for row in group:
+            length = len(row.completion.ids)
+            if piece.groups and (tokens + length > most or learns != learning):
+                yield piece
+                piece, tokens = _Piece([]), 0
+            if not piece.groups or piece.groups[-1][0] != place:
+                piece.groups.append((place, []))
+            piece.groups[-1][1].append(row)
+            tokens, learning = tokens + length, learns
     yield piece
 
 
@@ -226,13 +248,14 @@ def _prompts(stack: TrainingStack, prompts: Sequence[Prompt], cache: FeatureCach
 
 
 def _completions(
-    stack: TrainingStack, state: PromptState, rows: Sequence[Row], temperature: float
+    stack: TrainingStack, prompts: PromptBatch, piece: _Piece, temperature: float
 ) -> CompletionLogprobs:
-    completions = [row.completion.ids for row in rows]
+    groups = [(place, [row.completion.ids for row in rows]) for place, rows in piece.groups]
+    completions = [ids for _, group in groups for ids in group]
     target_N = torch.tensor([token for ids in completions for token in ids])
     with autocast(stack.model):
         logprob_N, entropy_N = head_logprob(
-            stack.completion_forward(state, completions),
+            stack.completion_forward(prompts, groups),
             stock_model(stack.model).get_output_embeddings().weight,
             to_device(target_N, stack.decoder.device),
             temperature=temperature,

@@ -32,9 +32,12 @@ from foveal.models.packed_lora import lora_of
 from foveal.models.precision import HALF_TYPES
 from foveal.models.state import Checkpointing, say
 from foveal.models.training_layer import why_not_fused
-from foveal.train.group_pass import layout
+from foveal.train.group_pass import layout, tokens_at_once
 from foveal.train.plain_pass import PassSettings, Row
 
+ROOMY_TOKENS = 8192
+"""Completion tokens that keep a large GPU busy for longer than their launches take the host. Fewer
+at a time save memory, which is not always scarce."""
 TOWER_ELEMENTS = (16, 6)
 """Elements that autograd keeps of one patch in one stock layer of a tower, over its width and
 over the width of its feed-forward block: an estimate, above what is counted in each family."""
@@ -58,8 +61,9 @@ class TrainingPlanner:
     ) -> Plan | None:
         """What to do with a window on a GPU; on other devices, None.
 
-        With "auto" the policy is set, and the plan's ``pass_tokens`` is to be followed. With any
-        other policy the plan only says what to expect.
+        The plan's ``pass_tokens`` is to be followed: short completions pass in pieces of up to
+        ``ROOMY_TOKENS`` where that takes no more than half of what is free. With "auto" the policy
+        is set as well.
 
         Args:
             steps: rows of each optimizer step.
@@ -79,16 +83,24 @@ class TrainingPlanner:
         )
 
         def layout_at(bound: int | None) -> Layout:
+            bound = roomy if bound is None else bound
             bounded = settings if bound is None else replace(settings, tokens_at_once=bound)
             return [one for rows in steps for one in layout(rows, bounded)]
 
+        roomy = None
         free, margin = free_bytes(device)
+        asked = max(tokens_at_once(rows, settings) for rows in steps)
+        if settings.tokens_at_once is None and asked < ROOMY_TOKENS:
+            policy: Policy = True if self.asked == "auto" else self.asked
+            peak = predict(sizes, layout_at(ROOMY_TOKENS), policy).peak_bytes
+            roomy = ROOMY_TOKENS if peak + sizes.missing_states <= free // 2 else None
         if self.asked != "auto":
-            return _expectation(sizes, layout_at(None), self.asked, free - margin)
-        plan = choose(sizes, layout_at, free, margin, policies=policies_of(self.model))
-        set_checkpointing(self.model, plan.policy)
-        self._say(plan)
-        return plan
+            plan = _expectation(sizes, layout_at(None), self.asked, free - margin)
+        else:
+            plan = choose(sizes, layout_at, free, margin, policies=policies_of(self.model))
+            set_checkpointing(self.model, plan.policy)
+            self._say(plan)
+        return replace(plan, pass_tokens=plan.pass_tokens or roomy)
 
     def _say(self, plan: Plan) -> None:
         chosen = plan.policy, plan.pass_tokens

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from foveal.kernels import prefix_attention, prefix_attention_reference
-from foveal.kernels.prefix_attention import EfficientKernel, FlashKernel, joined_attention
+from foveal.kernels.part_kernels import EfficientKernel, FlashKernel
+from foveal.kernels.prefix_attention import joined_attention
 from foveal.kernels.varlen_attention import choose_kernel
 from foveal.models.checkpointing import set_checkpointing
 from foveal.train import group_pass, plain_pass

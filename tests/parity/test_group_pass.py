@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.kernels.prefix_attention import KERNELS
+from foveal.kernels.part_kernels import KERNELS
 from foveal.models import training_layer
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import language_model, vision_modules
@@ -93,10 +93,11 @@ def test_every_gradient_of_every_family_however_a_group_is_cut_and_checkpointed(
     data = sampled_rows(model, processor)
     expected = update(plain_pass, model, data, settings_of())
     cases: list[tuple[Any, dict[str, Any], int]] = [
-        (False, {}, 3),
+        (False, {}, 1),
         (True, {"tokens_at_once": 6}, 5),
         ("selective", {"tokens_at_once": 6}, 5),
-        ("offload", {"rows_at_once": 2}, 6),
+        ("offload", {"tokens_at_once": 1}, 9),
+        (True, {"tokens_at_once": 130}, 2),  # two prompts side by side, then the third
     ]
     for checkpointing, cut, calls in cases:
         set_checkpointing(model, checkpointing)
@@ -220,16 +221,28 @@ def test_rows_without_a_gradient_are_not_passed_backward_and_change_nothing():
         row.advantage = 0.0
     data[4].counts = (False,) * len(data[4].counts)
     expected = update(plain_pass, model, data, settings_of())
-    # A piece with another row beside it goes backward; pieces of such rows alone do not.
-    for at_once, calls in ((99, 2), (1, 5)):
-        ours = update(group_pass, model, data, settings_of(rows_at_once=at_once))
+    # A row beside others goes backward with them; pieces and groups of such rows alone do not.
+    for at_once, calls in ((None, 1), (1, 5)):
+        ours = update(group_pass, model, data, settings_of(tokens_at_once=at_once))
         assert_same_update(ours, expected)
         assert ours[3] == calls
     # Terms that act on every row bring them back.
     spec = LossSpec(entropy_coef=0.01)
     ours = update(group_pass, model, data, settings_of(spec))
     assert_same_update(ours, update(plain_pass, model, data, settings_of(spec)))
-    assert ours[3] == 3
+    assert ours[3] == 1
+
+
+def test_a_prompt_whose_completions_pass_no_layer_stands_between_two_that_do():
+    """Completions of one token are predicted by the prompt's last state alone."""
+    model, processor = our_model("qwen3_vl", vision=True)
+    data = sampled_rows(model, processor)
+    for row in data[3:6]:
+        row.completion = replace(row.completion, ids=row.completion.ids[:1])
+        row.counts = row.counts[:1]
+    ours = update(group_pass, model, data, settings_of())
+    assert_same_update(ours, update(plain_pass, model, data, settings_of()))
+    assert ours[3] == 1
 
 
 def test_where_no_row_has_a_gradient_an_optimizer_finds_zeros_as_in_the_plain_pass():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from foveal.kernels import prefix_attention, prefix_attention_reference
-from foveal.kernels.prefix_attention import Spans, join_fused, joined_attention
+from foveal.kernels.part_kernels import Spans
+from foveal.kernels.prefix_attention import join_fused, joined_attention
 from tests.aot import SHARED_BYTES, Recorder
 from tests.interpret import run_interpreted
 
@@ -123,6 +126,26 @@ def test_two_calls_joined_give_the_output_and_all_five_gradients(window, square)
         torch.testing.assert_close(ours, value, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("square", [False, True], ids=["", "square"])
+@pytest.mark.parametrize("window", [0, 40, 16, 7, 1])
+def test_a_completion_sees_its_own_prompt_and_no_other(window, square):
+    """Prompts of 4 and 7 tokens side by side, with 2 and 1 completions."""
+    kernel, groups = TorchKernel(), [(4, 2), (7, 1)]
+    kernel.square_windows = square
+
+    def one_by_one(q, own_k, own_v, prefix_k, prefix_v, lengths, **options):
+        of_first = [q[:6], own_k[:6], own_v[:6], prefix_k[:4], prefix_v[:4]]
+        of_second = [q[6:], own_k[6:], own_v[6:], prefix_k[4:], prefix_v[4:]]
+        return torch.cat([separately(*of_first, lengths[:2], **options),
+                          separately(*of_second, lengths[2:], **options)])  # fmt: skip
+
+    expected = with_gradients(one_by_one, window=window)
+    for form in (prefix_attention_reference, partial(joined_attention, kernel)):
+        found = with_gradients(partial(form, groups=groups), window=window)
+        for ours, value in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, value, atol=1e-10, rtol=1e-10)
+
+
 def test_capped_scores_are_capped_before_the_softmax():
     capped = with_gradients(prefix_attention, softcap=0.5)
     for ours, value in zip(capped, with_gradients(separately, softcap=0.5), strict=True):
@@ -135,6 +158,9 @@ def test_lengths_and_shapes_that_do_not_fit_are_refused():
     for lengths, message in (([5, 1, 8], "sum to the tokens"), ([5, 0, 10], "at least 1")):
         with pytest.raises(ValueError, match=message):
             prefix_attention(q, own_k, own_v, prefix_k, prefix_v, lengths, scale=1.0)
+    for groups in ([(PROMPT, 2)], [(PROMPT - 1, 3)], [(PROMPT, 3), (0, 0)]):
+        with pytest.raises(ValueError, match="11 prompt tokens and 3 completions"):
+            prefix_attention(q, own_k, own_v, prefix_k, prefix_v, LENGTHS, groups, scale=1.0)
     with pytest.raises(ValueError, match="H a multiple of K"):
         prefix_attention(q[:, :5], own_k, own_v, prefix_k, prefix_v, LENGTHS, scale=1.0)
 

@@ -34,7 +34,7 @@ QWEN_7B = ModelSizes(
     layers=28, hidden=3584, inner=18944, heads=28, kv_heads=4, width=128, vocabulary=152064,
     copied_parameters=40_370_176, missing_gradients=4 * 40_370_176,
 )  # fmt: skip
-ROWS = Piece(1010, (1024,) * 8)
+ROWS = Piece(((1010, (1024,) * 8),))
 
 
 class Attention(torch.autograd.Function):
@@ -138,7 +138,7 @@ def test_each_moment_can_be_the_highest():
     """Else a term could be wrong unseen: long prompts, a large vocabulary, nothing kept."""
     from dataclasses import replace
 
-    short, long = Piece(4000, (8,) * 8), Piece(100, (1000,) * 8)
+    short, long = Piece(((4000, (8,) * 8),)), Piece(((100, (1000,) * 8),))
     assert predict(QWEN_7B, [PromptPass((4000,) * 2, (short,) * 2)], True).moment == "prompts"
     words = replace(QWEN_7B, vocabulary=1 << 26, inner=64)
     assert predict(words, [PromptPass((100,), (long,))], True).moment == "head"
@@ -161,7 +161,7 @@ def test_a_window_copies_the_prompts_end_once_a_completion():
 def layout_at(bound: int | None) -> list[PromptPass]:
     each = 8 if bound is None else max(1, bound // 1024)
     rows = [(1024,) * min(each, 8 - start) for start in range(0, 8, each)]
-    return [PromptPass((1010,), tuple(Piece(1010, row) for row in rows))] * 4
+    return [PromptPass((1010,), tuple(Piece(((1010, row),)) for row in rows))] * 4
 
 
 def test_more_memory_never_makes_training_slower():

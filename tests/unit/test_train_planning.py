@@ -54,7 +54,7 @@ def test_each_window_is_planned_for_the_memory_that_is_free_then(tmp_path, monke
     passes = spied_passes(monkeypatch)
     roomy = run(tmp_path / "roomy", gradient_checkpointing="auto")
     assert [policy for policy, _ in passes] == [False, False]
-    assert [len(piece.completions) for _, pieces in passes for piece in pieces] == [2] * 4
+    assert [len(piece.completions) for _, pieces in passes for piece in pieces] == [4] * 2
     # Said once, although both windows were planned.
     assert capsys.readouterr().out.count("training: gradient checkpointing none") == 1
     assert state_of(roomy.policy).checkpointing == "auto"
@@ -87,6 +87,30 @@ def test_with_little_memory_pieces_are_smaller_and_nothing_else_changes(
         torch.testing.assert_close(
             parameters(run_small.policy)[name], parameter, atol=1e-4, rtol=1e-3
         )
+
+
+@pytest.mark.parametrize("policy", [True, "auto"])
+def test_short_completions_pass_together_only_where_memory_abounds(tmp_path, monkeypatch, policy):
+    """Else a run of one row at a time would launch every layer once for each short row."""
+    passes, predict, peaks = spied_passes(monkeypatch), planning.predict, []
+
+    def spy(sizes: Any, *given: Any) -> Any:
+        found = predict(sizes, *given)
+        peaks.append(found.peak_bytes + sizes.missing_states)
+        return found
+
+    def pieces(name: str, free: int, **given: Any) -> list[int]:
+        passes.clear()
+        gpu(monkeypatch, [free, free])
+        run(tmp_path / name, gradient_checkpointing=policy, per_device_train_batch_size=1,
+            gradient_accumulation_steps=2, **given)  # fmt: skip
+        return [len(of_step) for _, of_step in passes]
+
+    monkeypatch.setattr(planning, "predict", spy)
+    assert pieces("plenty", GIB) == [1, 1]
+    together = peaks[0]
+    assert pieces("little", together) == [2, 2]
+    assert pieces("asked", GIB, pass_tokens=1) == [2, 2], "what was asked for comes first"
 
 
 def test_too_little_for_a_row_stops_the_run_before_its_pass(tmp_path, monkeypatch):
