@@ -190,9 +190,6 @@ def build(
         The PEFT model in evaluation mode, and the processor.
     """
     from foveal import FastVisionModel
-    from foveal.models.allocator import grow_segments
-
-    grow_segments()  # as FastVisionModel.from_pretrained does
 
     model, processor = build_stock(name, device=device, layers=layers, dtype=dtype, scale=scale)
     adapted = FastVisionModel.get_peft_model(

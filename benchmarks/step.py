@@ -42,6 +42,7 @@ from step_workload import (
 )
 from train_pass import POLICIES
 
+from foveal.models.allocator import grow_segments
 from foveal.rollout import RolloutBackend
 from foveal.train.scoring import PASSES
 from foveal.types import Group, Prompt, SamplingParams
@@ -52,6 +53,9 @@ PEERS = ("trl", "trl-vllm")
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parse(argv)
+    if arguments.peer is None:
+        # As FastVisionModel.from_pretrained does; before the card is asked for its name.
+        grow_segments()
     measured = origin("step.py", argv, arguments.commit)
     with tempfile.TemporaryDirectory() as folder:
         if arguments.peer is None:

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("without_tf32")]
 
 BOUNDS = {torch.bfloat16: 2e-2, torch.float16: 5e-3, torch.float32: 1e-4}
 PROMPT, LENGTHS = 333, [200, 1, 65, 128]
+GROUPS = {"one prompt": (), "two prompts": ((133, 3), (200, 1))}
 
 
 def relative(ours, expected):
@@ -34,14 +35,14 @@ def inputs(dtype, width) -> tuple[torch.Tensor, list[Any]]:
     return weight, [x.requires_grad_() for x in tensors]
 
 
-def assert_equal_to_the_reference(attend, dtype, width, window):
+def assert_equal_to_the_reference(attend, dtype, width, window, groups=()):
     weight, tensors = inputs(dtype, width)
-    out = attend(*tensors, LENGTHS, scale=0.2, window=window)
+    out = attend(*tensors, LENGTHS, groups, scale=0.2, window=window)
     grads = torch.autograd.grad(out, tensors, weight)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     q, own_k, own_v, prefix_k, prefix_v = exact
     expected = prefix_attention_reference(
-        q, own_k, own_v, prefix_k, prefix_v, LENGTHS, scale=0.2, window=window
+        q, own_k, own_v, prefix_k, prefix_v, LENGTHS, groups, scale=0.2, window=window
     )
     expected_grads = torch.autograd.grad(expected, exact, weight.double())
     assert out.dtype == dtype
@@ -53,33 +54,36 @@ def assert_equal_to_the_reference(attend, dtype, width, window):
 @pytest.mark.parametrize("window", [0, 600, 400, 100], ids="window{}".format)
 @pytest.mark.parametrize("width", [64, 128, 256], ids="width{}".format)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_output_and_five_gradients(dtype, width, window):
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
+def test_output_and_five_gradients(dtype, width, window, groups):
     if dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         pytest.skip("this GPU does not compute in bfloat16")
     assert choose_kernel(inputs(dtype, width)[1][0]) != "reference"
-    assert_equal_to_the_reference(prefix_attention, dtype, width, window)
+    assert_equal_to_the_reference(prefix_attention, dtype, width, window, groups)
 
 
 @pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("groups", GROUPS.values(), ids=GROUPS)
 @pytest.mark.parametrize("kernel", [FlashKernel(), EfficientKernel()], ids=["flash", "efficient"])
-def test_each_kernel_in_float16_whichever_is_chosen(kernel, window):
+def test_each_kernel_in_float16_whichever_is_chosen(kernel, window, groups):
     if isinstance(kernel, FlashKernel) and torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("flash attention needs compute capability 8.0")
 
     def attend(*args, **options):
         return joined_attention(kernel, *args, **options)
 
-    assert_equal_to_the_reference(attend, torch.float16, 128, window)
+    assert_equal_to_the_reference(attend, torch.float16, 128, window, groups)
 
 
+@pytest.mark.parametrize("tokens_at_once", [6, None], ids=["cut", "together"])
 @pytest.mark.parametrize("checkpointing", [False, "offload"])
-def test_the_pass_in_float32_equals_the_plain_pass(family, checkpointing):
+def test_the_pass_in_float32_equals_the_plain_pass(family, checkpointing, tokens_at_once):
     model, processor = our_model(family, vision=True)
     model.cuda()
     data = sampled_rows(model, processor)
     expected = update(plain_pass, model, data, settings_of())
     set_checkpointing(model, checkpointing)
-    ours = update(group_pass, model, data, settings_of(tokens_at_once=6))
+    ours = update(group_pass, model, data, settings_of(tokens_at_once=tokens_at_once))
     assert_same_update(ours, expected, tolerance=1e-4)
 
 

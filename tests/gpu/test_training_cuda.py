@@ -14,9 +14,8 @@ from foveal.kernels import (
 from foveal.kernels.arithmetic import mm_float32
 from foveal.kernels.train_fused import gated, gated_backward_, gated_backward_reference_
 from foveal.models import training_layer
-from foveal.models.fused_lora import gated_mlp, project
 from tests.unit import test_head_logprob, triton_head_cases, triton_train_cases
-from tests.unit.test_models_fused_lora import Layers, inputs, peft_mlp, results
+from tests.unit.test_models_fused_lora import assert_as_near_as_peft
 from tests.unit.test_models_training_layer import assert_near_the_truth
 
 pytestmark = pytest.mark.gpu
@@ -109,24 +108,7 @@ def test_kernels_of_the_head_need_their_budget_and_no_more():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_adapted_layers_are_as_near_the_truth_as_pefts(dtype):
-    layers, exact = Layers(dtype), Layers(dtype).double()
-    for each in (layers, exact):
-        each.model.cuda()
-    x = inputs(dtype, 256).detach().cuda().requires_grad_()
-    x64 = x.detach().double().requires_grad_()
-    for names, function in (("q k v", lambda x, *modules: project(x, modules)),
-                            ("gate up down", lambda x, *m: gated_mlp(x, *m, "silu"))):  # fmt: skip
-        both = layers.all(names), exact.all(names)
-        plain = peft_mlp if "gate" in names else lambda x, *m: [module(x) for module in m[:3]]
-        extra = ("silu",) if "gate" in names else ()
-        with torch.autocast("cuda", dtype):
-            ours = results(layers, x, lambda x, f=function, m=both[0]: f(x, *m))
-            peft = results(layers, x, lambda x, f=plain, m=both[0], e=extra: f(x, *m, *e))
-        truth = results(exact, x64, lambda x, f=plain, m=both[1], e=extra: f(x, *m, *e))
-        assert ours.keys() == peft.keys() == truth.keys()
-        for name in truth:
-            far, peft_far = ((each[name] - truth[name]).norm() for each in (ours, peft))
-            assert far <= 1.05 * peft_far and far < 0.02 * truth[name].norm(), name
+    assert_as_near_as_peft(dtype, "cuda", wide=False)
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
