@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels import head_logprob
+from foveal.kernels.transfer import to_device
 from foveal.models.family import final_softcap, stock_model
 from foveal.models.forward import FeatureCache
 from foveal.models.precision import autocast
@@ -98,7 +99,7 @@ def completion_tokens(stack: TrainingStack, examples: Sequence[Example]) -> tupl
                 FeatureCache().get(stack.model, images),
             ),
             stock_model(stack.model).get_output_embeddings().weight,
-            target_N.to(stack.decoder.device),
+            to_device(target_N, stack.decoder.device),
             softcap=final_softcap(stack.model),
         )
 
