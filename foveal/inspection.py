@@ -133,22 +133,36 @@ def inspect_rows(
     return seen
 
 
-def check_rows(source: RowSource, functions: Iterable[Callable[..., Any]], shown: int = 5) -> None:
+RowRewards = Callable[[NormalRow, int], Iterable[Callable[..., Any]]]
+"""The reward functions of a row, given it and its number."""
+
+
+def check_rows(
+    source: RowSource,
+    functions: Iterable[Callable[..., Any]] | RowRewards,
+    shown: int = 5,
+    *,
+    show_progress: bool = False,
+) -> None:
     """Refuse data that an evaluation or a run would fail on, before weights are loaded.
 
     Args:
         source: rows with a length.
-        functions: the reward functions; ours that compare with an answer need one in every row.
+        functions: the reward functions, or for each row its own; ours that compare with an
+            answer need one in every row.
         shown: how many bad rows the message names.
+        show_progress: draw a bar.
 
     Raises:
         ValueError: names the first bad rows with their reasons, and counts the others.
     """
-    needs_answer = [function for function in functions if reads_answer(function)]
+    functions_of = functions if callable(functions) else _always(functions)
     seen = Inspection(name=source.name, rows=len(source))
-    for index in range(len(source)):
+    for index in track(range(len(source)), "checking rows", disable=not show_progress):
         row = _read(seen, source, index)
-        fault = answer_fault(row) if row is not None and needs_answer else None
+        if row is None or not any(map(reads_answer, functions_of(row, index))):
+            continue
+        fault = answer_fault(row)
         if fault is not None:
             seen.add(index, "answer", fault)
     if not seen.findings:
@@ -160,6 +174,11 @@ def check_rows(source: RowSource, functions: Iterable[Callable[..., Any]], shown
         + (f"; and {more} more" if more > 0 else "")
         + ". `foveal data inspect` lists all"
     )
+
+
+def _always(functions: Iterable[Callable[..., Any]]) -> RowRewards:
+    kept = list(functions)
+    return lambda row, index: kept
 
 
 def reads_answer(function: Callable[..., Any]) -> bool:

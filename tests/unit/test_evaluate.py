@@ -129,7 +129,7 @@ def test_two_results_are_compared_prompt_by_prompt_whatever_the_order(policy, ro
     with pytest.raises(ValueError, match="share no prompt"):
         compare(first, other)
     with pytest.raises(ValueError, match="same --reward"):
-        compare(first, replace(first, rewards=("number_answer",)))
+        compare(first, judged(policy, rows, rewards=("number_answer",))[1])
     hotter = replace(second, settings={"samples": 8})
     assert compare(first, hotter).differing == {"samples": (4, 8)}
 
