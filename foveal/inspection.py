@@ -158,7 +158,7 @@ def check_rows(
     """
     functions_of = functions if callable(functions) else _always(functions)
     seen = Inspection(name=source.name, rows=len(source))
-    for index in track(range(len(source)), "checking rows", disable=not show_progress):
+    for index in track(range(len(source)), f"checking {source.name}", disable=not show_progress):
         row = _read(seen, source, index)
         if row is None or not any(map(reads_answer, functions_of(row, index))):
             continue

@@ -106,7 +106,8 @@ def comparison_table(comparison: Comparison, first: str, second: str) -> Table:
     table.add_column("")
     for name in ("prompts", first, second, "difference", "p"):
         table.add_column(Text(name), justify="right")
-    for name, compared in comparison.metrics.items():
+    for name in _columns(comparison.metrics):
+        compared = comparison.metrics[name]
         table.add_row(name, *_compared_cells(name, compared))
     for source, metrics in comparison.by_source.items():
         table.add_section()
