@@ -35,6 +35,10 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Count tokens with this checkpoint's processor.")
     ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="As in eval: does it say that a row's own answer is right?"),
+    ] = None,
     max_prompt_length: Annotated[
         int | None, typer.Option(help="As in training: which prompts have more tokens?")
     ] = None,
@@ -45,7 +49,7 @@ def inspect(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail as well.")] = False,
 ) -> None:
     """Show what a data set holds and what training would stumble over; exit code 1 if it would."""
-    from foveal.eval_sources import open_rows
+    from foveal.eval_sources import judged_sources, open_sources
     from foveal.inspection import inspect_rows
     from foveal.report.inspection import (
         evenly,
@@ -57,9 +61,11 @@ def inspect(
 
     if max_prompt_length is not None and model is None:
         raise ValueError("--max-prompt-length counts tokens; name a checkpoint with --model too")
-    source = open_rows(data, rows=rows, split=split, difficulty=difficulty)
+    opened = open_sources([data], rows=rows, split=split, difficulty=difficulty)
+    source, judges = opened[0].rows, judged_sources(opened, reward) if reward else []
+    rewards_of = (lambda row, index: judges[0].rewards_of(row)) if judges else None
     builder = None if model is None else _prompt_builder(model, max_prompt_length)
-    seen = inspect_rows(source, builder, show_progress=True)
+    seen = inspect_rows(source, builder, rewards_of=rewards_of, show_progress=True)
     console = Console()
     console.print(facts_table(seen))
     console.print(sample_table(source, evenly(seen.rows, 3)))

@@ -42,9 +42,9 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    import datasets
+    from datasets import config
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def run(*arguments: object, code: int = 0) -> str:
@@ -84,7 +84,8 @@ def test_a_pack_can_be_put_to_a_model_and_judged_by_task(data_folder, checkpoint
     rewards = [o for t, name in PACKS[pack].items() for o in ("--reward", f":{t}={name}")]
     out = tmp_path / "result.json"
     page = tmp_path / "page.html"
-    run("data", "inspect", part, "--model", checkpoint, "--page", page)
+    said = run("data", "inspect", part, "--model", checkpoint, "--page", page, *rewards)
+    assert "Findings" not in said
     text = page.read_text()
     assert len(re.findall(r"<img src=\"data:image/jpeg;base64,", text)) == len(chosen)
     said = run(
