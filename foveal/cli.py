@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 import foveal
-from foveal import cli_measure, cli_sft
+from foveal import cli_eval, cli_measure, cli_sft
 
 if TYPE_CHECKING:
     from foveal.recipe import CheckedRecipe
@@ -129,7 +129,7 @@ def _plan(checked: CheckedRecipe) -> Table:
 
 
 app.command("sft")(cli_sft.sft)
-app.command("eval")(cli_measure.evaluate)
+app.command("eval")(cli_eval.evaluate)
 app.add_typer(cli_measure.data_app, name="data")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from foveal.eval_stats import Estimate, PairedTest, estimate, majority, paired_t
 FORMAT = "foveal-eval-1"
 LABELS = ("task", "difficulty")
 """Columns of the data by which results are grouped."""
+SCORE = "score"
+"""The metric of the reward that says what is right, where that is not one and the same."""
 SAME_IN_BOTH = ("samples", "temperature", "max_tokens")
 """Settings without which a difference between two models may be one between settings."""
 
@@ -50,6 +52,10 @@ class PromptResult:
     labels: dict[str, str]
     """Its ``LABELS``, as text."""
     samples: tuple[Sample, ...]
+    source: str = ""
+    """Name of the data that it is a row of; empty where there is only one."""
+    judge: str = ""
+    """The reward that says whether an answer is right; the result's first if empty."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,24 +64,42 @@ class EvalResult:
 
     prompts: tuple[PromptResult, ...]
     rewards: tuple[str, ...]
-    """Names of the reward functions; the first says whether an answer is right."""
+    """Names of the reward functions; the first says whether an answer is right, unless a prompt
+    has a ``judge`` of its own."""
     right_from: float
-    """The first reward's value from which an answer is right."""
+    """The value of that reward from which an answer is right."""
     settings: dict[str, Any]
     """What was asked for: model, data, sampling."""
     versions: dict[str, str]
+
+    def judge_of(self, prompt: PromptResult) -> str:
+        """The reward that says whether an answer to ``prompt`` is right."""
+        return prompt.judge or self.rewards[0]
+
+    def scores(self, prompt: PromptResult) -> list[float | None]:
+        """What the prompt's judge says about each sample."""
+        judge = self.judge_of(prompt)
+        return [sample.rewards.get(judge) for sample in prompt.samples]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the data, in their order."""
+        return tuple(dict.fromkeys(prompt.source for prompt in self.prompts))
 
     def metric_values(self, ks: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """Metric -> prompt key -> value; prompts without a value are left out.
 
         ``pass@k`` for each k, ``majority`` where there are several samples, ``reward/NAME``,
-        ``truncated`` (share of samples cut at the token budget) and ``tokens``.
+        ``truncated`` (share of samples cut at the token budget) and ``tokens``; and ``score``,
+        the reward that says what is right, where prompts differ in it.
         """
         asked = self.default_ks() if ks is None else ks
+        with_score = len({self.judge_of(prompt) for prompt in self.prompts}) > 1
         values: dict[str, dict[str, float]] = {}
         for prompt in self.prompts:
             for name, value in self._of_prompt(prompt, asked).items():
-                values.setdefault(name, {})[prompt.key] = value
+                if name != SCORE or with_score:
+                    values.setdefault(name, {})[prompt.key] = value
         return values
 
     def default_ks(self) -> list[int]:
@@ -93,32 +117,52 @@ class EvalResult:
 
         Returns:
             ``{"overall": group, "by_task": {value: group}, "by_difficulty": ..}``, where a group
-            has ``prompts``, ``samples``, ``unscored`` (prompts that the first reward says nothing
-            about) and ``metrics``: name -> ``Estimate`` as a dict.
+            has ``prompts``, ``samples``, ``unscored`` (prompts that their judge says nothing
+            about) and ``metrics``: name -> ``Estimate`` as a dict. With several sources also
+            ``"by_source": {name: group}`` and ``"by_source_task": {name: {task: group}}``.
         """
         values = self.metric_values(ks)
-        found = {"overall": self._group(self.prompts, values, seed)}
+        found: dict[str, Any] = {"overall": self._group(self.prompts, values, seed)}
+        if len(self.sources) > 1:
+            members = {s: [p for p in self.prompts if p.source == s] for s in self.sources}
+            found["by_source"] = {s: self._group(kept, values, seed) for s, kept in members.items()}
+            found["by_source_task"] = {
+                s: self._by_label("task", kept, values, seed) for s, kept in members.items()
+            }
         for label in LABELS:
-            members: dict[str, list[PromptResult]] = {}
-            for prompt in self.prompts:
-                if label in prompt.labels:
-                    members.setdefault(prompt.labels[label], []).append(prompt)
-            if members:
-                found[f"by_{label}"] = {
-                    name: self._group(members[name], values, seed) for name in sorted(members)
-                }
+            if groups := self._by_label(label, self.prompts, values, seed):
+                found[f"by_{label}"] = groups
         return found
+
+    def _by_label(
+        self,
+        label: str,
+        prompts: Sequence[PromptResult],
+        values: dict[str, dict[str, float]],
+        seed: int,
+    ) -> dict[str, Any]:
+        members: dict[str, list[PromptResult]] = {}
+        for prompt in prompts:
+            if label in prompt.labels:
+                members.setdefault(prompt.labels[label], []).append(prompt)
+        return {name: self._group(members[name], values, seed) for name in sorted(members)}
 
     def _of_prompt(self, prompt: PromptResult, ks: Sequence[int]) -> dict[str, float]:
         samples = prompt.samples
-        judged = [s for s in samples if s.rewards[self.rewards[0]] is not None]
-        right = [float((s.rewards[self.rewards[0]] or 0.0) >= self.right_from) for s in judged]
+        judged = [
+            (sample, score)
+            for sample, score in zip(samples, self.scores(prompt), strict=True)
+            if score is not None
+        ]
+        right = [float(score >= self.right_from) for _, score in judged]
         count = int(sum(right))
         found = {f"pass@{k}": pass_at_k(len(right), count, k) for k in ks if k <= len(right)}
         if judged and len(samples) > 1:
-            found["majority"] = majority([s.vote for s in judged], right)
+            found["majority"] = majority([sample.vote for sample, _ in judged], right)
+        if judged:
+            found[SCORE] = sum(score for _, score in judged) / len(judged)
         for name in self.rewards:
-            given = [value for s in samples if (value := s.rewards[name]) is not None]
+            given = [value for s in samples if (value := s.rewards.get(name)) is not None]
             if given:
                 found[f"reward/{name}"] = sum(given) / len(given)
         found["truncated"] = sum(s.stop_reason == "length" for s in samples) / len(samples)
@@ -133,11 +177,10 @@ class EvalResult:
             kept = [by_key[prompt.key] for prompt in prompts if prompt.key in by_key]
             if kept:
                 metrics[name] = asdict(estimate(kept, seed))
-        first = values.get(f"reward/{self.rewards[0]}", {})
         return {
             "prompts": len(prompts),
             "samples": sum(len(prompt.samples) for prompt in prompts),
-            "unscored": sum(prompt.key not in first for prompt in prompts),
+            "unscored": sum(all(s is None for s in self.scores(prompt)) for prompt in prompts),
             "metrics": metrics,
         }
 
@@ -178,7 +221,7 @@ def read_result(path: str | Path) -> EvalResult:
             "`foveal eval --out` wrote"
         )
     return EvalResult(
-        prompts=tuple(_prompt(entry) for entry in whole["prompts"]),
+        prompts=tuple(prompt_from(entry) for entry in whole["prompts"]),
         rewards=tuple(whole["rewards"]),
         right_from=whole["right_from"],
         settings=whole["settings"],
@@ -186,7 +229,8 @@ def read_result(path: str | Path) -> EvalResult:
     )
 
 
-def _prompt(entry: dict[str, Any]) -> PromptResult:
+def prompt_from(entry: dict[str, Any]) -> PromptResult:
+    """The reverse of ``dataclasses.asdict``."""
     return PromptResult(**{**entry, "samples": tuple(Sample(**s) for s in entry["samples"])})
 
 
@@ -209,6 +253,8 @@ class Comparison:
     only_second: int
     differing: dict[str, tuple[Any, Any]]
     """Those of ``SAME_IN_BOTH`` that differ."""
+    by_source: dict[str, dict[str, Compared]] = field(default_factory=dict)
+    """The same for each source of the first result, where the common prompts have several."""
 
 
 def compare(first: EvalResult, second: EvalResult, seed: int = 0) -> Comparison:
@@ -217,42 +263,58 @@ def compare(first: EvalResult, second: EvalResult, seed: int = 0) -> Comparison:
     Raises:
         ValueError: if they were not judged alike, or share no prompt.
     """
-    for what in ("rewards", "right_from"):
-        one, other = getattr(first, what), getattr(second, what)
-        if (one[:1] != other[:1]) if what == "rewards" else (one != other):
-            raise ValueError(
-                f"the first result has {what} {_shown(one)} and the second {_shown(other)}; "
-                "evaluate both models with the same --reward and --right-from"
-            )
-    keys = {prompt.key for prompt in first.prompts}, {prompt.key for prompt in second.prompts}
-    common = [prompt.key for prompt in first.prompts if prompt.key in keys[1]]
+    if first.right_from != second.right_from:
+        raise ValueError(
+            f"the first result has right_from {first.right_from} and the second "
+            f"{second.right_from}; evaluate both models with the same --right-from"
+        )
+    others = {prompt.key: prompt for prompt in second.prompts}
+    common = [prompt for prompt in first.prompts if prompt.key in others]
     if not common:
         raise ValueError(
-            f"the two results share no prompt (of {len(keys[0])} and {len(keys[1])}); evaluate "
-            "both models on the same data"
+            f"the two results share no prompt (of {len(first.prompts)} and {len(others)}); "
+            "evaluate both models on the same data"
         )
-    one_by_name, other_by_name = first.metric_values(), second.metric_values()
-    metrics: dict[str, Compared] = {}
-    for name, one in one_by_name.items():
-        other = other_by_name.get(name, {})
-        both = [key for key in common if key in one and key in other]
-        if both:
-            values = [one[key] for key in both], [other[key] for key in both]
-            metrics[name] = Compared(
-                estimate(values[0], seed), estimate(values[1], seed), paired_test(*values, seed)
+    for prompt in common:
+        judges = first.judge_of(prompt), second.judge_of(others[prompt.key])
+        if judges[0] != judges[1]:
+            raise ValueError(
+                f"row {prompt.index} was judged by {judges[0]} in the first result and by "
+                f"{judges[1]} in the second; evaluate both models with the same --reward"
             )
+    values = first.metric_values(), second.metric_values()
+    members = {s: [p.key for p in common if p.source == s] for s in first.sources}
+    members = {source: keys for source, keys in members.items() if keys}
     settings = {n: (first.settings.get(n), second.settings.get(n)) for n in SAME_IN_BOTH}
     return Comparison(
-        metrics=metrics,
+        metrics=_compared([prompt.key for prompt in common], *values, seed),
         common=len(common),
-        only_first=len(keys[0]) - len(common),
-        only_second=len(keys[1]) - len(common),
+        only_first=len(first.prompts) - len(common),
+        only_second=len(others) - len(common),
         differing={name: pair for name, pair in settings.items() if pair[0] != pair[1]},
+        by_source={source: _compared(keys, *values, seed) for source, keys in members.items()}
+        if len(members) > 1
+        else {},
     )
 
 
-def _shown(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+def _compared(
+    keys: Sequence[str],
+    first: dict[str, dict[str, float]],
+    second: dict[str, dict[str, float]],
+    seed: int,
+) -> dict[str, Compared]:
+    """Each metric over those of ``keys`` for which both results have a value."""
+    found: dict[str, Compared] = {}
+    for name, one in first.items():
+        other = second.get(name, {})
+        both = [key for key in keys if key in one and key in other]
+        if both:
+            sides = [one[key] for key in both], [other[key] for key in both]
+            found[name] = Compared(
+                estimate(sides[0], seed), estimate(sides[1], seed), paired_test(*sides, seed)
+            )
+    return found
 
 
 def numbered(keys: Iterable[str]) -> list[str]:

@@ -9,6 +9,7 @@ Every row is read as training reads it, by the same functions, so what passes he
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,10 @@ from foveal.data import (
     stored_picture,
 )
 from foveal.data.columns import stored_pictures
+from foveal.rewards.call import RewardCaller, RewardError
 from foveal.rewards.extract import NOT_COLUMNS, reference_texts
+from foveal.train.window import reward_groups
+from foveal.types import Completion, Group, Prompt
 
 CONSTANT_SHARE = 0.6
 """A constant answer that is right more often than this is worth a warning: two balanced choices
@@ -44,7 +48,7 @@ class Finding:
     row: int | None
     """Its number, from 0; None for the whole data set."""
     kind: str
-    """"columns", "row", "picture", "answer", "length", "duplicate", "contradiction" or
+    """"columns", "row", "picture", "answer", "reward", "length", "duplicate", "contradiction" or
     "constant"."""
     reason: str
     is_error: bool
@@ -96,8 +100,47 @@ class Inspection:
         self.findings.append(Finding(row, kind, reason.removeprefix(prefix), is_error))
 
 
+class OwnAnswers:
+    """What a row's rewards say about the row's own answer: an oracle that they should believe."""
+
+    def __init__(self, seen: Inspection, rewards_of: RowRewards) -> None:
+        self.seen, self.rewards_of = seen, rewards_of
+        self._callers: dict[tuple[int, ...], RewardCaller] = {}
+
+    def note(self, row: NormalRow, index: int) -> None:
+        """Judge ``<answer>..</answer>`` around the answer; anything below 1 is a finding."""
+        functions = list(self.rewards_of(row, index))
+        if row.answer is None or not functions:
+            return
+        key = tuple(map(id, functions))
+        if key not in self._callers:
+            self._callers[key] = RewardCaller(functions)
+        caller = self._callers[key]
+        prompt = Prompt(index, (0,), (), row.messages, row.columns)
+        answer = Completion((0,), f"<answer>{row.answer}</answer>", "stop")
+        try:
+            value = reward_groups(caller, [Group(prompt, (answer,))]).rewards_BF[0][0]
+        except (RewardError, ValueError) as error:
+            self.seen.add(index, "reward", str(error))
+            return
+        if math.isnan(value):
+            said = f"{caller.names[0]} says nothing about it: the row is never judged"
+            self.seen.add(index, "reward", said, is_error=False)
+        elif value < 1:
+            said = f"{caller.names[0]} gives the row's own answer {value:g}, not 1"
+            self.seen.add(index, "reward", said, is_error=False)
+
+
+RowRewards = Callable[[NormalRow, int], Iterable[Callable[..., Any]]]
+"""The reward functions of a row, given it and its number."""
+
+
 def inspect_rows(
-    source: RowSource, builder: PromptBuilder | None = None, *, show_progress: bool = False
+    source: RowSource,
+    builder: PromptBuilder | None = None,
+    *,
+    rewards_of: RowRewards | None = None,
+    show_progress: bool = False,
 ) -> Inspection:
     """Read every row and note what is in it and what is wrong with it.
 
@@ -105,6 +148,7 @@ def inspect_rows(
         source: rows with a length.
         builder: of the model to be trained: counts tokens, and refuses what its processor
             refuses. None looks at rows and pictures only.
+        rewards_of: the reward functions of each row, which then judge its own answer.
         show_progress: draw a bar.
 
     Raises:
@@ -117,6 +161,7 @@ def inspect_rows(
     )
     first_of: dict[str, int] = {}
     asked: dict[str, int] = {}
+    judge = None if rewards_of is None else OwnAnswers(seen, rewards_of)
     indices = track(range(len(source)), "reading rows", disable=not show_progress)
     for index in indices:
         raw = source.rows[index]
@@ -129,26 +174,38 @@ def inspect_rows(
         _note_repeats(seen, row, index, first_of, asked)
         if builder is not None:
             _note_tokens(seen, row, index, builder)
+        if judge is not None:
+            judge.note(row, index)
     _judge_whole(seen)
     return seen
 
 
-def check_rows(source: RowSource, functions: Iterable[Callable[..., Any]], shown: int = 5) -> None:
+def check_rows(
+    source: RowSource,
+    functions: Iterable[Callable[..., Any]] | RowRewards,
+    shown: int = 5,
+    *,
+    show_progress: bool = False,
+) -> None:
     """Refuse data that an evaluation or a run would fail on, before weights are loaded.
 
     Args:
         source: rows with a length.
-        functions: the reward functions; ours that compare with an answer need one in every row.
+        functions: the reward functions, or for each row its own; ours that compare with an
+            answer need one in every row.
         shown: how many bad rows the message names.
+        show_progress: draw a bar.
 
     Raises:
         ValueError: names the first bad rows with their reasons, and counts the others.
     """
-    needs_answer = [function for function in functions if reads_answer(function)]
+    functions_of = functions if callable(functions) else _always(functions)
     seen = Inspection(name=source.name, rows=len(source))
-    for index in range(len(source)):
+    for index in track(range(len(source)), f"checking {source.name}", disable=not show_progress):
         row = _read(seen, source, index)
-        fault = answer_fault(row) if row is not None and needs_answer else None
+        if row is None or not any(map(reads_answer, functions_of(row, index))):
+            continue
+        fault = answer_fault(row)
         if fault is not None:
             seen.add(index, "answer", fault)
     if not seen.findings:
@@ -160,6 +217,11 @@ def check_rows(source: RowSource, functions: Iterable[Callable[..., Any]], shown
         + (f"; and {more} more" if more > 0 else "")
         + ". `foveal data inspect` lists all"
     )
+
+
+def _always(functions: Iterable[Callable[..., Any]]) -> RowRewards:
+    kept = list(functions)
+    return lambda row, index: kept
 
 
 def reads_answer(function: Callable[..., Any]) -> bool:

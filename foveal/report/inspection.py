@@ -25,6 +25,7 @@ _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td { padding: .2rem .8rem .2rem 0 }
 td { vertical-align: top; border-top: 1px solid #ddd }
+article > div { overflow-wrap: anywhere }
 article { display: flex; gap: 1rem; border-top: 1px solid #ddd; padding: .8rem 0 }
 pre { white-space: pre-wrap; margin: 0; font: inherit } .error { color: #b00020 }
 .warning { color: #8a5a00 } .number { color: #888 }
@@ -38,7 +39,7 @@ def facts(seen: Inspection) -> list[tuple[str, str]]:
         lines.append((f"column {name}", listed(kinds)))
     for task, answers in sorted(seen.answers.items()):
         answer, share = constant_answer(answers)
-        said = f"{answers.total()}, {len(answers)} different; most frequent {answer!r:.60}"
+        said = f"{answers.total()}, {len(answers)} different; most frequent '{_cut(answer, 60)}'"
         lines.append((f"answers {task}".strip(), f"{said} ({share:.0%})"))
     if seen.pictures_per_row:
         lines.append(("pictures a row", listed(seen.pictures_per_row)))

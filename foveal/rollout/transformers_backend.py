@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveal.kernels.philox import row_seed
 from foveal.models.family import placeholder_ids, stock_model
 from foveal.models.precision import autocast
 from foveal.rollout.backend import OnTokens
@@ -57,7 +58,12 @@ class TransformersBackend:
         rows = self.max_rows or max(1, n * len(prompts))
         per_call = max(1, rows // n)
         groups: list[Group] = []
-        with _inference(self.model), _seeded(sampling.seed, stock_model(self.model).device):
+        seed = sampling.seed
+        if seed is not None and prompts:
+            # One seed serves many calls, and each must draw anew: as with the engine, the rows'
+            # numbers tell them apart.
+            seed = row_seed(seed, prompts[0].index, 0)
+        with _inference(self.model), _seeded(seed, stock_model(self.model).device):
             for start in range(0, len(prompts), per_call):
                 part, show = prompts[start : start + per_call], _shifted(on_tokens, start, 0)
                 groups += self._groups(part, n, rows, sampling, show)

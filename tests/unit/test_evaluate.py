@@ -51,8 +51,8 @@ def scripted(processor, answers=ANSWERS):
 def judged(policy, rows, answers=ANSWERS, rewards=("exact_answer", "number_answer"), n=4):
     done = evaluate(
         *policy,
-        rows,
-        list(rewards),
+        dataset=rows,
+        reward_funcs=list(rewards),
         num_generations=n,
         temperature=1.0,
         batch_size=3,  # the last batch is a rest
@@ -129,7 +129,7 @@ def test_two_results_are_compared_prompt_by_prompt_whatever_the_order(policy, ro
     with pytest.raises(ValueError, match="share no prompt"):
         compare(first, other)
     with pytest.raises(ValueError, match="same --reward"):
-        compare(first, replace(first, rewards=("number_answer",)))
+        compare(first, judged(policy, rows, rewards=("number_answer",))[1])
     hotter = replace(second, settings={"samples": 8})
     assert compare(first, hotter).differing == {"samples": (4, 8)}
 
@@ -174,8 +174,8 @@ def test_every_backend_gives_a_whole_result(policy, rows):
     for backend in (None, TransformersBackend(model, processor.tokenizer)):
         done = evaluate(
             *policy,
-            rows[:3],
-            "exact_answer",
+            dataset=rows[:3],
+            reward_funcs="exact_answer",
             num_generations=2,
             temperature=1.0,
             max_completion_length=3,
@@ -184,6 +184,22 @@ def test_every_backend_gives_a_whole_result(policy, rows):
         assert [len(prompt.samples) for prompt in done.results] == [2, 2, 2]
         assert all(1 <= s.tokens <= 3 for prompt in done.results for s in prompt.samples)
         assert {"pass@1", "pass@2", "majority"} <= set(done.result({}).metric_values())
+
+
+def test_equal_questions_in_two_batches_are_drawn_anew(policy, rows):
+    model, processor = policy
+    for backend in (None, TransformersBackend(model, processor.tokenizer)):
+        settings = {"num_generations": 2, "temperature": 1.0, "max_completion_length": 8}
+        done = evaluate(
+            *policy,
+            dataset=[rows[0]] * 4,
+            reward_funcs="exact_answer",
+            batch_size=2,
+            backend=backend,
+            **settings,
+        )
+        drawn = [tuple(sample.text for sample in prompt.samples) for prompt in done.results]
+        assert len(set(drawn)) == 4
 
 
 def test_shares_are_shown_in_percent_and_rewards_as_they_are():

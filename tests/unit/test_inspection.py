@@ -134,6 +134,24 @@ def test_an_answer_is_asked_for_only_where_the_reward_reads_it():
     check_rows(load_rows(texts(2, answer=lambda n: [{"bbox_2d": [0, 0, 1, n]}])), [exact_answer])
 
 
+def test_a_reward_that_would_not_believe_the_rows_own_answer_is_found():
+    def fails_on_2(completions, answer, **columns):
+        if answer == ["2"]:
+            raise RuntimeError("two")
+        return [1.0]
+
+    rows = load_rows(
+        texts(4, answer=lambda n: "B" if n == 1 else "<answer>3" if n == 3 else str(n))
+    )
+    rewards = {0: [number_within(rel_tol=0.1)], 1: [number_within(rel_tol=0.1)], 2: [fails_on_2]}
+    seen = inspect_rows(rows, rewards_of=lambda row, index: rewards.get(index, []))
+    found = {f.row: (f.is_error, f.reason) for f in seen.findings if f.kind == "reward"}
+    assert found.keys() == {1, 2} and "says nothing about it" in found[1][1]
+    assert (found[1][0], found[2][0]) == (False, True) and "RuntimeError: two" in found[2][1]
+    low = inspect_rows(rows, rewards_of=lambda row, index: [think_answer_format])
+    assert "gives the row's own answer 0, not 1" in low.findings[0].reason
+
+
 def test_the_page_holds_pictures_and_text_and_nothing_that_the_data_could_run(file, tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     rows[0]["problem"] = "<image><script>alert(1)</script>"
