@@ -25,8 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveal.kernels.arithmetic import product_dtype
+from foveal.models.adapted_layers import does_more
 from foveal.models.family import family_of, stock_model
-from foveal.models.fused_lora import does_more
 from foveal.models.packed_lora import lora_of
 from foveal.models.state import state_of
 

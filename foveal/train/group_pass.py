@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from foveal.kernels import head_logprob
 from foveal.kernels.transfer import to_device
 from foveal.memory.planner import Piece, PromptPass
+from foveal.models.adapted_layers import adapters_unchanged
 from foveal.models.family import final_softcap, stock_model, vision_is_trained, vision_modules
 from foveal.models.forward import CompletionLogprobs, FeatureCache, padded_logprobs
-from foveal.models.fused_lora import adapters_unchanged
 from foveal.models.precision import autocast
 from foveal.models.training_stack import PromptBatch, TrainingStack
 from foveal.rl import LossSpec, Normaliser, merge_stats

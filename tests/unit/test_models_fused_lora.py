@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from foveal.models.adapted_layers import adapters_unchanged
 from foveal.models.fused_lora import gated_mlp, project
 
 SIZES = {"q": (20, 24), "k": (20, 8), "v": (20, 8), "gate": (20, 36), "up": (20, 36),
@@ -293,6 +294,20 @@ def draw_again(layers: Layers, exact: Layers, seed: int, dtype: torch.dtype) -> 
             for parameter in pair:
                 parameter.copy_(values.to(dtype))
     return torch.randn(256, 20, generator=generator).to(device, dtype)
+
+
+def test_what_was_found_out_once_is_not_kept_for_another_time():
+    """Layers are looked at once within a pass: between passes an adapter may be switched off."""
+    layers = Layers()
+    x = inputs()
+    with adapters_unchanged():
+        with_adapters = project(x, layers.all("q"))[0]
+        assert torch.equal(project(x, layers.all("q"))[0], with_adapters)
+    layers["q"].enable_adapters(False)
+    with adapters_unchanged():
+        found = project(x, layers.all("q"))[0]
+    assert torch.equal(found, layers["q"].get_base_layer()(x))
+    assert not torch.allclose(found, with_adapters)
 
 
 def test_gradients_of_factors_are_summed_in_float32():
