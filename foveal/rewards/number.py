@@ -17,9 +17,12 @@ from foveal.rewards.extract import completion_texts, extract_answer, reference_t
 
 _MINUS = str.maketrans({"−": "-"})
 _NOT_PLAIN = re.compile(r"\\(?:pi|sqrt|log|ln|sin|cos|tan|exp|infty)\b|[π√∞]")
+_RAISED = "\u00b2\u00b3\u00b9\u2070-\u207e"
+_FRACTIONS = "\u00bc-\u00be\u2150-\u215e\u2189"
 _DECIMAL = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"""(?<![\w.^/])(?<!\^\{{)              # not inside a word, an exponent or a date
+    (?<!\^[-+])(?<!\^\{{[-+])
     (?P<sign>[-+]?)(?:\\?[$€£¥])?
     (?:
         \\[dt]?frac\{{\s*(?P<over>-?(?:{_DECIMAL}))\s*\}}\{{\s*(?P<under>-?(?:{_DECIMAL}))\s*\}}
@@ -31,6 +34,7 @@ _NUMBER = re.compile(
         )?
     )
     (?!\.?\d|\s*\^|\s*\*\*\s*\d|\s*/\s*\d)   # nor cut short, raised or divided once more
+    (?![{_RAISED}]|\s*[{_FRACTIONS}])         # as one sign: 12², 12½
     (?P<percent>\s*(?:\\?%|per\s?cent\b))?""",
     re.VERBOSE,
 )
