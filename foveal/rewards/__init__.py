@@ -24,6 +24,7 @@ at the top of ``extract``. By name, as in a recipe or on a command line::
 exact_answer               the text, but for case, spacing and a trailing period
 choice_letter              one letter of a multiple choice
 number_answer              one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
+quantity_within(rel_tol)   a number with its unit, or with another unit of the same kind
 math_answer                equal as mathematics (math-verify)
 chart_relaxed(rel_tol)     numbers within 5 %, years and text exactly (ChartQA)
 count_shaped(max_off)      a count; near ones earn a part
@@ -70,6 +71,7 @@ from foveal.rewards.maths import math_answer
 from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
+from foveal.rewards.quantity import quantity_within
 from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
@@ -81,6 +83,7 @@ __all__ = [
     "choice_letter",
     "number_answer",
     "number_within",
+    "quantity_within",
     "math_answer",
     "chart_relaxed",
     "count_shaped",

@@ -33,7 +33,7 @@ _NUMBER = re.compile(
           | \s*/\s*(?P<divisor>{_DECIMAL})
         )?
     )
-    (?!\.?\d|\s*\^|\s*\*\*\s*\d|\s*/\s*\d)   # nor cut short, raised or divided once more
+    (?!\.?\d|\s*\^(?!\s*\{{?\s*\\circ\b)|\s*\*\*\s*\d|\s*/\s*\d)   # nor cut short, raised or divided once more
     (?![{_RAISED}]|\s*[{_FRACTIONS}])         # as one sign: 12², 12½
     (?P<percent>\s*(?:\\?%|per\s?cent\b))?""",
     re.VERBOSE,
@@ -59,6 +59,14 @@ def the_number(text: str) -> Number | None:
         return None
     found = {_read(match) for match in _NUMBER.finditer(text)}
     return found.pop() if len(found) == 1 else None
+
+
+def number_and_rest(text: str) -> tuple[Number, str] | None:
+    """The one number in ``text``, written once, and the text after it; else None."""
+    text = text.translate(_MINUS)
+    matches = list(_NUMBER.finditer(text))
+    number = the_number(text)
+    return None if number is None or len(matches) > 1 else (number, text[matches[0].end() :])
 
 
 def _read(match: re.Match[str]) -> Number | None:

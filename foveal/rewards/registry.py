@@ -27,6 +27,7 @@ from foveal.rewards.maths import math_answer
 from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
+from foveal.rewards.quantity import quantity_within
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.smiles import smiles_match, smiles_similar
@@ -50,6 +51,7 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
 
 REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "number_within": number_within,
+    "quantity_within": quantity_within,
     "chart_relaxed": chart_relaxed,
     "count_shaped": count_shaped,
     "set_f1": set_f1,
