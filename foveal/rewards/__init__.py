@@ -43,6 +43,7 @@ boxed_format               exactly one ``\\boxed{..}``, after the thinking
 language_of("de")          prose in one of nine languages, by script and stop words
 repetition_penalty_reward  0 down to -1 for n-grams said again: ``..reward(ngram=4)``
 judge(base_url, model)     the score of a language model behind an OpenAI-compatible server
+task_reward                each row by the reward of its own task (``foveal.tasks``)
 soft_overlong(max, cache)  0, then linearly down to -1 near the token budget
 =========================  ================================================================
 
@@ -72,7 +73,14 @@ from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
 from foveal.rewards.quantity import quantity_within
-from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
+from foveal.rewards.registry import (
+    BUILTIN_REWARDS,
+    ELSEWHERE,
+    REWARD_FACTORIES,
+    RewardFunction,
+    resolve,
+    reward_names,
+)
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.smiles import smiles_match, smiles_similar
@@ -111,6 +119,8 @@ __all__ = [
     "extract_answer",
     "BUILTIN_REWARDS",
     "REWARD_FACTORIES",
+    "ELSEWHERE",
+    "reward_names",
     "RewardFunction",
     "resolve",
     "RewardCaller",

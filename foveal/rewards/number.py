@@ -33,7 +33,8 @@ _NUMBER = re.compile(
           | \s*/\s*(?P<divisor>{_DECIMAL})
         )?
     )
-    (?!\.?\d|\s*\^(?!\s*\{{?\s*\\circ\b)|\s*\*\*\s*\d|\s*/\s*\d)   # nor cut short, raised or divided once more
+    (?!\.?\d|\s*\*\*\s*\d|\s*/\s*\d)     # nor cut short, raised or divided once more
+    (?!\s*\^(?!\s*\{{?\s*\\circ\b))       # 12^2; but 12^\circ
     (?![{_RAISED}]|\s*[{_FRACTIONS}])         # as one sign: 12², 12½
     (?P<percent>\s*(?:\\?%|per\s?cent\b))?""",
     re.VERBOSE,
