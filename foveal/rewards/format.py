@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from foveal.rewards.extract import completion_texts, is_blank, last_boxed
+from foveal.rewards.extract import completion_texts, extract_answer, is_blank, last_boxed
 
 _THINK_ANSWER = re.compile(
     r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL
@@ -38,7 +38,8 @@ def boxed_format(completions: Sequence[Any], **columns: Any) -> list[float | Non
     r"""1.0 for text with exactly one ``\boxed{..}``, closed and not blank, else 0.0.
 
     Where there are think tags, they are one pair, closed before the box (the opening tag may be
-    missing: some chat templates put it into the prompt).
+    missing: some chat templates put it into the prompt). An answer tag around the box is fine, one
+    beside it earns 0.
     """
     return [float(_is_boxed(text)) for text in completion_texts(completions)]
 
@@ -47,4 +48,6 @@ def _is_boxed(text: str) -> bool:
     thought, _, rest = text.rpartition("</think>")
     if text.count("</think>") > 1 or "<think>" in rest or thought.count("<think>") > 1:
         return False
-    return text.count("\\boxed") == 1 and not is_blank(last_boxed(rest) or "")
+    box = last_boxed(rest) or ""
+    # Beside an answer tag that says something else the box is no answer.
+    return text.count("\\boxed") == 1 and not is_blank(box) and extract_answer(rest).text == box

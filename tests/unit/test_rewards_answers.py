@@ -267,6 +267,7 @@ def test_repeated_empty_or_misplaced_tags_earn_nothing(text):
         r"so \boxed{4}",
         r"<think>a</think> $\boxed{\frac{1}{2}}$.",
         r"a</think>\boxed{4}",
+        r"so <answer>\boxed{4}</answer>",
     ],
 )
 def test_boxed_format_accepts_one_box_after_the_thinking(text):
@@ -285,6 +286,7 @@ def test_boxed_format_accepts_one_box_after_the_thinking(text):
         r"\boxed{3} \boxed{4}",
         r"\boxed{\boxed{4}}",
         r"\boxed 4",
+        r"\boxed{4}<answer>5</answer>",
         r"<think>\boxed{4}</think>",
         r"<think>\boxed{3}</think>\boxed{4}",
         r"<think>\boxed{4}",
