@@ -24,6 +24,7 @@ at the top of ``extract``. By name, as in a recipe or on a command line::
 exact_answer               the text, but for case, spacing and a trailing period
 choice_letter              one letter of a multiple choice
 number_answer              one number; ``number_within(rel_tol, abs_tol)`` for a tolerance
+quantity_within(rel_tol)   a number with its unit, or with another unit of the same kind
 math_answer                equal as mathematics (math-verify)
 chart_relaxed(rel_tol)     numbers within 5 %, years and text exactly (ChartQA)
 count_shaped(max_off)      a count; near ones earn a part
@@ -42,6 +43,7 @@ boxed_format               exactly one ``\\boxed{..}``, after the thinking
 language_of("de")          prose in one of nine languages, by script and stop words
 repetition_penalty_reward  0 down to -1 for n-grams said again: ``..reward(ngram=4)``
 judge(base_url, model)     the score of a language model behind an OpenAI-compatible server
+task_reward                each row by the reward of its own task (``foveal.tasks``)
 soft_overlong(max, cache)  0, then linearly down to -1 near the token budget
 =========================  ================================================================
 
@@ -70,7 +72,15 @@ from foveal.rewards.maths import math_answer
 from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
-from foveal.rewards.registry import BUILTIN_REWARDS, REWARD_FACTORIES, RewardFunction, resolve
+from foveal.rewards.quantity import quantity_within
+from foveal.rewards.registry import (
+    BUILTIN_REWARDS,
+    ELSEWHERE,
+    REWARD_FACTORIES,
+    RewardFunction,
+    resolve,
+    reward_names,
+)
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.smiles import smiles_match, smiles_similar
@@ -81,6 +91,7 @@ __all__ = [
     "choice_letter",
     "number_answer",
     "number_within",
+    "quantity_within",
     "math_answer",
     "chart_relaxed",
     "count_shaped",
@@ -108,6 +119,8 @@ __all__ = [
     "extract_answer",
     "BUILTIN_REWARDS",
     "REWARD_FACTORIES",
+    "ELSEWHERE",
+    "reward_names",
     "RewardFunction",
     "resolve",
     "RewardCaller",

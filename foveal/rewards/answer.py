@@ -19,6 +19,7 @@ def exact_answer(completions: Sequence[Any], **columns: Any) -> list[float | Non
     references = reference_texts(columns, len(completions))
     answers = [extract_answer(text).text for text in completion_texts(completions)]
     return [
-        float(normalised(answer) == normalised(reference))
+        # A reference like "..." is empty once its periods are dropped; no answer must not equal it.
+        float(bool(answer) and normalised(answer) == normalised(reference))
         for answer, reference in zip(answers, references, strict=True)
     ]

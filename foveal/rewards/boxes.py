@@ -15,13 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from foveal.coordinates import corners_of
-from foveal.rewards.extract import (
-    completion_texts,
-    extract_answer,
-    normalised,
-    reference_values,
-)
+from foveal.rewards.extract import completion_texts, extract_answer, reference_values
 from foveal.rewards.json_text import answered_json, decoded, is_number
+from foveal.rewards.labels import label_of, labels_agree, several_kinds
 from foveal.rewards.spaces import RowSpaces, box_format, row_spaces
 
 if TYPE_CHECKING:
@@ -43,8 +39,9 @@ def boxes_iou(completions: Sequence[Any], **columns: Any) -> list[float | None]:
     """Sum of the matched boxes' IoU / max(number predicted, number in the reference), in [0, 1].
 
     Predicted and reference boxes are matched one to one so that the sum is largest (Hungarian
-    method). Boxes whose labels differ do not match; a box without a label matches any. So extra
-    boxes, repeated boxes and missing boxes all cost. A box that is malformed or has no area
+    method). Boxes whose labels differ do not match; a box without a label matches any, unless the
+    reference has boxes of several labels: then it matches none of those. So extra boxes, repeated
+    boxes and missing boxes all cost. A box that is malformed or has no area
     counts as predicted, with IoU 0; an answer that is no JSON earns 0. If the reference has no
     boxes, ``[]`` earns 1.
 
@@ -120,9 +117,7 @@ def _boxes(value: Any, written: str) -> list[Box] | None:
 def _box(item: Any, written: str) -> Box:
     if not isinstance(item, Mapping):
         return Box(_corners(item, written))
-    label = item.get("label")
-    corners = _corners(item.get("bbox_2d"), written)
-    return Box(corners, normalised(str(label)) if label else None)
+    return Box(_corners(item.get("bbox_2d"), written), label_of(item.get("label")))
 
 
 def _is_corners(value: Any) -> bool:
@@ -204,8 +199,9 @@ def _matchable(predicted: Sequence[Box], reference: Sequence[Box]) -> np.ndarray
     """Which pairs are boxes whose labels do not differ, ``[predicted, reference]``."""
     import numpy as np
 
+    several = several_kinds(r.label for r in reference)
     agree = [
-        [bool(p.corners) and (not (p.label and r.label) or p.label == r.label) for r in reference]
+        [bool(p.corners) and labels_agree(p.label, r.label, several) for r in reference]
         for p in predicted
     ]
     return np.array(agree, dtype=bool).reshape(len(predicted), len(reference))

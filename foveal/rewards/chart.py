@@ -36,7 +36,8 @@ class ChartRelaxed:
         reference = normalised(reference)
         number = the_number(reference) if _WHOLLY_NUMBER.fullmatch(reference) else None
         if number is None:
-            return normalised(answer) == reference
+            # No answer must not equal a reference of periods alone.
+            return bool(answer) and normalised(answer) == reference
         is_year = self.years_exact and _YEAR.fullmatch(reference)
         within = NumberWithin(0.0 if is_year else self.rel_tol, 0.0, self.__name__)
         return within.accepts(the_number(answer), number)

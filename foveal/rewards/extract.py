@@ -19,11 +19,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import category
 
 NOT_COLUMNS = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 )
 """Arguments of a reward function that do not come from the data set."""
+
+_INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"
+"""Fillers and the empty Braille cell: letters and signs by their category, but never drawn."""
 
 _BRACES = re.compile(r"(?P<box>\\boxed\s*\{)|\\[\\{}]|(?P<open>\{)|(?P<close>\})")
 _LEAD_IN = re.compile(
@@ -144,6 +148,11 @@ def _unboxed(text: str) -> Answer:
 def normalised(text: str) -> str:
     """Case folded, runs of white space as one blank, trailing periods dropped."""
     return " ".join(text.casefold().split()).rstrip(". ")
+
+
+def is_blank(text: str) -> bool:
+    """Whether ``text`` shows nothing: white space, zero-width and other invisible characters."""
+    return all(c.isspace() or c in _INVISIBLE or category(c) in ("Cf", "Cc") for c in text)
 
 
 def reference_values(columns: Mapping[str, Any], count: int) -> list[Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from foveal.rewards.extract import completion_texts, last_boxed
+from foveal.rewards.extract import completion_texts, extract_answer, is_blank, last_boxed
 
 _THINK_ANSWER = re.compile(
     r"\s*<think>(?P<think>.*)</think>\s*<answer>(?P<answer>.*)</answer>\s*", re.DOTALL
@@ -31,14 +31,15 @@ def _is_think_answer(text: str) -> bool:
     if any(text.count(tag) != 1 for tag in _TAGS):
         return False
     match = _THINK_ANSWER.fullmatch(text)
-    return bool(match and match["think"].strip() and match["answer"].strip())
+    return bool(match and not is_blank(match["think"]) and not is_blank(match["answer"]))
 
 
 def boxed_format(completions: Sequence[Any], **columns: Any) -> list[float | None]:
     r"""1.0 for text with exactly one ``\boxed{..}``, closed and not blank, else 0.0.
 
     Where there are think tags, they are one pair, closed before the box (the opening tag may be
-    missing: some chat templates put it into the prompt).
+    missing: some chat templates put it into the prompt). An answer tag around the box is fine, one
+    beside it earns 0.
     """
     return [float(_is_boxed(text)) for text in completion_texts(completions)]
 
@@ -47,4 +48,6 @@ def _is_boxed(text: str) -> bool:
     thought, _, rest = text.rpartition("</think>")
     if text.count("</think>") > 1 or "<think>" in rest or thought.count("<think>") > 1:
         return False
-    return text.count("\\boxed") == 1 and bool(last_boxed(rest))
+    box = last_boxed(rest) or ""
+    # Beside an answer tag that says something else the box is no answer.
+    return text.count("\\boxed") == 1 and not is_blank(box) and extract_answer(rest).text == box

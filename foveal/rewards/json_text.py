@@ -8,7 +8,9 @@ from typing import Any, TypeGuard
 
 from foveal.rewards.extract import after_thinking, extract_answer
 
-_FENCED = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
+# No white space of its own before the group: a fence that never closes would then take quadratic
+# time. JSON does not mind it.
+_FENCED = re.compile(r"```(?:json)?(.*?)```", re.DOTALL)
 
 
 def answered_json(text: str) -> str:

@@ -38,6 +38,7 @@ _LETTERS = {script: re.compile(f"[{letters}]") for script, letters in _SCRIPTS.i
 _LETTER = re.compile(r"[^\W\d_]")
 _LATIN_WORD = re.compile(rf"[{_SCRIPTS['latin']}]+")
 _NOT_PROSE = re.compile(r"```.*?```|<[^<>\n]{1,40}>|\\[A-Za-z]+", re.DOTALL)
+_MARKS = re.compile(r"[`<>\\]")
 _SCRIPT_OF = {"zh": "han", "ja": "kana", "ko": "hangul", "ru": "cyrillic", "ar": "arabic"}
 LANGUAGES = (*_STOP, *_SCRIPT_OF)
 """The languages that ``language_of`` knows, by their ISO 639-1 codes."""
@@ -68,7 +69,8 @@ def language_of(language: str) -> LanguageOf:
     ``zh``, ``ja``, ``ko``, ``ru``, ``ar`` by their scripts: at least 70 % of the letters, and for
     ``ja`` a tenth of kana, which ``zh`` must not have. ``en``, ``de``, ``fr``, ``es`` by stop
     words: from 15 to 75 % of the words, more than of any other of the four. Tags, code and LaTeX
-    commands do not count. A text of fewer than 6 letters or (Latin) 6 words cannot be told and
+    commands do not count, unless more is said in them than outside, in another language: then it
+    earns 0. A text of fewer than 6 letters or (Latin) 6 words cannot be told and
     earns 0, as does one that repeats few words; so leave it out for bare answers. See the top of
     the file for its limits. It reads no column.
 
@@ -81,7 +83,17 @@ def language_of(language: str) -> LanguageOf:
 
 def detected(text: str) -> str | None:
     """The language of ``text`` out of ``LANGUAGES``, or None where it cannot be told."""
-    text = _NOT_PROSE.sub(" ", text)
+    prose = _NOT_PROSE.sub(" ", text)
+    language = _detected(prose)
+    # Thinking in another language does not become code by the fence around it; code and tags
+    # that are in no language may be as long as they like.
+    left_out = " ".join(_MARKS.sub(" ", hidden) for hidden in _NOT_PROSE.findall(text))
+    if len(_LETTER.findall(left_out)) > len(_LETTER.findall(prose)):
+        return language if _detected(left_out) in (language, None) else None
+    return language
+
+
+def _detected(text: str) -> str | None:
     total = len(_LETTER.findall(text))
     if total < _MIN_LETTERS:
         return None

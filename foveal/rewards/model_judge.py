@@ -24,7 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import Any
 
-from foveal.rewards.extract import completion_texts, extract_answer, message_text, reference_texts
+from foveal.rewards.extract import (
+    completion_texts,
+    extract_answer,
+    is_blank,
+    message_text,
+    reference_texts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,7 @@ MAX_CHARACTERS = 2000
 
 _FIELD = re.compile(r"\{(question|reference|answer)\}")
 _SCORE = re.compile(r"\W*score\W*[:=]\W*(0(?:\.\d+)?|1(?:\.0+)?|\.\d+)\W*", re.IGNORECASE)
+_GRADES_ITSELF = re.compile(r"\bscore\W*[:=]\W*[01.]", re.IGNORECASE)
 _TRY_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _PAUSE_S = 0.5
 
@@ -97,12 +104,14 @@ class Judge:
     def _shown(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> list[str | None]:
-        """What the judge is asked about each row; None for an empty answer."""
+        """What the judge is asked about each row; None for an answer that earns 0 unasked."""
         answers = [extract_answer(text).text for text in completion_texts(completions)]
         needs = "{reference}" in self._template
         references = reference_texts(columns, len(answers)) if needs else [""] * len(answers)
         return [
-            self._filled(_question(prompt), reference, answer) if answer else None
+            None
+            if is_blank(answer) or _grades_itself(answer, reference)
+            else self._filled(_question(prompt), reference, answer)
             for prompt, reference, answer in zip(prompts, references, answers, strict=True)
         ]
 
@@ -176,7 +185,8 @@ def judge(
 ) -> Judge:
     """Reward function: the score in [0, 1] that a language model gives the extracted answer.
 
-    0 for an empty answer, unasked. None where the judge gives no score in ``retries`` + 1 tries
+    0, unasked, for an empty answer and for one that gives itself a ``Score: x``, unless the
+    reference has one too. None where the judge gives no score in ``retries`` + 1 tries
     (no connection, no reply in ``timeout_s`` seconds, a busy server, a reply that does not end in
     ``Score: x``); ``judge/failed`` logs how many of the ``judge/asked``. Each different question,
     reference and answer is asked once, up to ``concurrency`` at a time.
@@ -206,6 +216,11 @@ def judge(
     return Judge(
         base_url, model, template, api_key_env, timeout_s, retries, concurrency, settings or {}
     )
+
+
+def _grades_itself(answer: str, reference: str) -> bool:
+    # A judge that quotes such an answer in its last line would give the score that it asks for.
+    return bool(_GRADES_ITSELF.search(answer)) and not _GRADES_ITSELF.search(reference)
 
 
 def _question(prompt: Any) -> str:

@@ -17,9 +17,12 @@ from foveal.rewards.extract import completion_texts, extract_answer, reference_t
 
 _MINUS = str.maketrans({"−": "-"})
 _NOT_PLAIN = re.compile(r"\\(?:pi|sqrt|log|ln|sin|cos|tan|exp|infty)\b|[π√∞]")
+_RAISED = "\u00b2\u00b3\u00b9\u2070-\u207e"
+_FRACTIONS = "\u00bc-\u00be\u2150-\u215e\u2189"
 _DECIMAL = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"""(?<![\w.^/])(?<!\^\{{)              # not inside a word, an exponent or a date
+    (?<!\^[-+])(?<!\^\{{[-+])
     (?P<sign>[-+]?)(?:\\?[$€£¥])?
     (?:
         \\[dt]?frac\{{\s*(?P<over>-?(?:{_DECIMAL}))\s*\}}\{{\s*(?P<under>-?(?:{_DECIMAL}))\s*\}}
@@ -30,7 +33,9 @@ _NUMBER = re.compile(
           | \s*/\s*(?P<divisor>{_DECIMAL})
         )?
     )
-    (?!\.?\d|\s*\^|\s*\*\*\s*\d|\s*/\s*\d)   # nor cut short, raised or divided once more
+    (?!\.?\d|\s*\*\*\s*\d|\s*/\s*\d)     # nor cut short, raised or divided once more
+    (?!\s*\^(?!\s*\{{?\s*\\circ\b))       # 12^2; but 12^\circ
+    (?![{_RAISED}]|\s*[{_FRACTIONS}])         # as one sign: 12², 12½
     (?P<percent>\s*(?:\\?%|per\s?cent\b))?""",
     re.VERBOSE,
 )
@@ -55,6 +60,14 @@ def the_number(text: str) -> Number | None:
         return None
     found = {_read(match) for match in _NUMBER.finditer(text)}
     return found.pop() if len(found) == 1 else None
+
+
+def number_and_rest(text: str) -> tuple[Number, str] | None:
+    """The one number in ``text``, written once, and the text after it; else None."""
+    text = text.translate(_MINUS)
+    matches = list(_NUMBER.finditer(text))
+    number = the_number(text)
+    return None if number is None or len(matches) > 1 else (number, text[matches[0].end() :])
 
 
 def _read(match: re.Match[str]) -> Number | None:

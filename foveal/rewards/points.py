@@ -13,13 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foveal.rewards.extract import (
-    completion_texts,
-    extract_answer,
-    normalised,
-    reference_values,
-)
+from foveal.rewards.extract import completion_texts, extract_answer, reference_values
 from foveal.rewards.json_text import answered_json, decoded, is_number
+from foveal.rewards.labels import label_of, labels_agree, several_kinds
 from foveal.rewards.spaces import RowSpaces, row_spaces
 
 _LARGEST = 1e6
@@ -97,9 +93,9 @@ def points_within(
 
     Answered and reference points are matched one to one so that as many pairs as possible lie
     within the limit. So extra, repeated and missing points all cost, and a grid over the picture
-    earns almost nothing. Points whose labels differ do not match; one without a label matches any.
-    A malformed point counts as answered and not found. If the reference has no points, ``[]``
-    earns 1.
+    earns almost nothing. Points whose labels differ do not match; one without a label matches any,
+    unless the reference has points of several labels: then it matches none of those. A malformed
+    point counts as answered and not found. If the reference has no points, ``[]`` earns 1.
 
     The limit is one of ``distance`` (in the unit of the points), ``share`` of the diagonal of the
     row's first picture (points in pixels of it, column ``images``), or the value in ``column``.
@@ -156,8 +152,7 @@ def _points(value: Any) -> list[Point] | None:
 def _point(item: Any) -> Point:
     if not isinstance(item, Mapping):
         return Point(_coordinates(item))
-    label = item.get("label")
-    return Point(_coordinates(item.get("point_2d")), normalised(str(label)) if label else None)
+    return Point(_coordinates(item.get("point_2d")), label_of(item.get("label")))
 
 
 def _coordinates(value: Any) -> tuple[float, float] | None:
@@ -178,14 +173,16 @@ def _match_score(answered: Sequence[Point], reference: Sequence[Point], limit: f
     import numpy as np
     from scipy.optimize import linear_sum_assignment
 
-    within_PR = np.array([[_found(p, r, limit) for r in reference] for p in answered], dtype=float)
+    several = several_kinds(r.label for r in reference)
+    found = [[_found(p, r, limit, several) for r in reference] for p in answered]
+    within_PR = np.array(found, dtype=float)
     rows, columns = linear_sum_assignment(within_PR, maximize=True)
     return float(within_PR[rows, columns].sum()) / count
 
 
-def _found(answered: Point, reference: Point, limit: float) -> bool:
+def _found(answered: Point, reference: Point, limit: float, several: bool) -> bool:
     if answered.at is None or reference.at is None:
         return False
-    if answered.label and reference.label and answered.label != reference.label:
+    if not labels_agree(answered.label, reference.label, several):
         return False
     return math.dist(answered.at, reference.at) <= limit

@@ -27,6 +27,7 @@ from foveal.rewards.maths import math_answer
 from foveal.rewards.model_judge import judge
 from foveal.rewards.number import number_answer, number_within
 from foveal.rewards.points import points_within
+from foveal.rewards.quantity import quantity_within
 from foveal.rewards.repetition import repetition_penalty_reward
 from foveal.rewards.sets import exact_set, set_f1
 from foveal.rewards.smiles import smiles_match, smiles_similar
@@ -50,6 +51,7 @@ BUILTIN_REWARDS: dict[str, RewardFunction] = {
 
 REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
     "number_within": number_within,
+    "quantity_within": quantity_within,
     "chart_relaxed": chart_relaxed,
     "count_shaped": count_shaped,
     "set_f1": set_f1,
@@ -70,17 +72,26 @@ REWARD_FACTORIES: dict[str, Callable[..., RewardFunction]] = {
 }
 """Those that do: ``"number_within(rel_tol=0.05)"``, ``"soft_overlong(1024, 128)"``."""
 
+ELSEWHERE: dict[str, str] = {"task_reward": "foveal.tasks:task_reward"}
+"""Reward functions of other parts of the library, which is imported when one is asked for."""
+
+
+def reward_names() -> list[str]:
+    """The names that ``resolve`` knows, sorted."""
+    return sorted([*BUILTIN_REWARDS, *REWARD_FACTORIES, *ELSEWHERE])
+
 
 def resolve(reward: str | RewardFunction) -> RewardFunction:
     """The reward function that ``reward`` names; a function is returned as it is.
 
-    A name is one of ``BUILTIN_REWARDS``, a call of one of ``REWARD_FACTORIES`` with plain values,
-    ``"package.module:function"`` or ``"path/file.py:function"``. Raises ValueError for a name
-    that is none of them (with the nearest names) and TypeError for what cannot be called.
+    A name is one of ``BUILTIN_REWARDS`` or ``ELSEWHERE``, a call of one of ``REWARD_FACTORIES``
+    with plain values, ``"package.module:function"`` or ``"path/file.py:function"``. Raises
+    ValueError for a name that is none of them (with the nearest names) and TypeError for what
+    cannot be called.
     """
     if not isinstance(reward, str):
         return _callable(reward, repr(reward))
-    name = reward.strip()
+    name = ELSEWHERE.get(reward.strip(), reward.strip())
     if name in BUILTIN_REWARDS:
         return BUILTIN_REWARDS[name]
     if name.partition("(")[0].strip() in REWARD_FACTORIES:
@@ -88,7 +99,7 @@ def resolve(reward: str | RewardFunction) -> RewardFunction:
     if ":" in name:
         return _from_source(name)
     raise ValueError(
-        f"unknown reward {reward!r}; {_nearest(name, [*BUILTIN_REWARDS, *REWARD_FACTORIES])}. "
+        f"unknown reward {reward!r}; {_nearest(name, reward_names())}. "
         "Your own function is given as 'package.module:function' or 'path/file.py:function'"
     )
 

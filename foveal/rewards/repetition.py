@@ -12,6 +12,7 @@ from foveal.rewards.extract import completion_texts
 
 _UNSPACED = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_DIGITS = re.compile(r"\d+")
 _LONGEST = 30
 """Letters of a word; what is longer ("hahaha..") is no word and is read letter by letter."""
 
@@ -29,12 +30,17 @@ class RepetitionPenalty:
         return [self._penalty(text) for text in completion_texts(completions)]
 
     def _penalty(self, text: str) -> float:
-        said = words(text)
+        # "Look at 1. Look at 2. Look at 3." repeats itself too, though each number is new.
+        spoken = self._repeated(words(text)), self._repeated(words(_DIGITS.sub(" ", text)))
+        return -self.max_penalty * max(spoken)
+
+    def _repeated(self, said: Sequence[str]) -> float:
+        """Share of the n-grams of words that were said before."""
         total = len(said) - self.ngram + 1
         if total < 1:
             return 0.0
         distinct = {tuple(said[place : place + self.ngram]) for place in range(total)}
-        return self.max_penalty * (len(distinct) / total - 1)
+        return 1 - len(distinct) / total
 
 
 def words(text: str) -> list[str]:
@@ -50,9 +56,10 @@ def repetition_penalty_reward(ngram: int = 4, max_penalty: float = 1.0) -> Repet
 
     0 where all n-grams of ``ngram`` words differ or the text is shorter, near -max_penalty where
     one is said over and over. The idea is that of arXiv:2502.03373, appendix C.2; here the whole
-    completion counts, thinking included. Words are what lies between spaces and punctuation, in
-    lower case; Chinese, Japanese, Thai and Lao characters count singly. Lists of boxes repeat
-    their keys by nature: use it for prose.
+    completion counts, thinking included, once as it is and once without its numbers, and the higher
+    share holds: a counter between the repeats does not hide them. Words are what lies between
+    spaces and punctuation, in lower case; Chinese, Japanese, Thai and Lao characters count singly.
+    Lists of boxes repeat their keys by nature: use it for prose.
 
     Silence is not punished: give it beside a reward for the answer. No column. Raises ValueError
     unless ``ngram`` is a whole number from 1 on and ``max_penalty`` is finite and above 0.

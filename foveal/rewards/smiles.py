@@ -99,9 +99,10 @@ def _bare(text: str) -> str:
 
 def _molecule(chem: ModuleType, text: str) -> Any:
     """The molecule of SMILES ``text``, or None if it is none or has no atoms."""
-    text = _bare(text)
+    # The length first: looking for what wraps a long run of blanks takes quadratic time.
+    text = _bare(text) if len(text) <= MAX_CHARACTERS else ""
     # RDKit reads what follows white space as a name and would not mind it.
-    if len(text) > MAX_CHARACTERS or len(text.split()) != 1 or not text.isascii():
+    if len(text.split()) != 1 or not text.isascii():
         return None
     from rdkit import rdBase  # pyright: ignore[reportMissingImports]
 

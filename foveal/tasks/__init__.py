@@ -2,7 +2,7 @@
 
     from foveal.tasks import dataset, get_task
     rows = dataset("shapes", n=1000, seed=0, difficulty=3)   # TRL's and ours, ready to train on
-    reward_funcs = [get_task("shapes").reward]
+    reward_funcs = [get_task("shapes").reward]      # or, for a mixture of tasks, ["task_reward"]
 
 A row holds ``images``, ``problem`` (with its ``<image>`` marker), ``answer``, ``task``,
 ``difficulty`` and ``metadata``, from which ``reference_answer`` solves the row again.
@@ -27,6 +27,7 @@ from foveal.tasks.gauges import GaugesTask
 from foveal.tasks.gears import GearsTask
 from foveal.tasks.geometry import GeometryTask
 from foveal.tasks.inclines import InclinesTask
+from foveal.tasks.mixed import task_reward
 from foveal.tasks.molecules import MoleculesTask
 from foveal.tasks.optics import OpticsTask
 from foveal.tasks.pulleys import PulleysTask
@@ -46,6 +47,7 @@ __all__ = [
     "DrawnRows",
     "tagged",
     "get_task",
+    "task_reward",
     "missing_package",
     "ShapesTask",
     "shapes_reward",

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from foveal.rewards.extract import after_thinking, completion_text
 from foveal.tasks.dice import Dice
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def shapes_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]
 
     Right means: exactly one opening and one closing tag in the whole completion, and between them
     the answer and nothing else, up to letter case and white space. A list of guesses, a second
-    pair of tags or a tag that is never closed earns nothing.
+    pair of tags, a tag that is never closed or an answer inside of the thinking earns nothing.
 
     Args:
         prompts: not used; the signature is TRL's.
@@ -200,25 +201,15 @@ def shapes_reward(prompts: Any, completions: Any, **columns: Any) -> list[float]
             "give one answer for each completion"
         )
     return [
-        float(_answer_in(_text(completion)) == _plain(str(answer)))
+        float(_answer_in(completion_text(completion)) == _plain(str(answer)))
         for completion, answer in zip(completions, answers, strict=True)
     ]
-
-
-def _text(completion: Any) -> str:
-    """The text of a completion that is a string or a conversation of text parts."""
-    if isinstance(completion, str):
-        return completion
-    content = completion[-1]["content"]
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def _answer_in(text: str) -> str | None:
     if len(re.findall(r"</?answer\b", text, re.IGNORECASE)) != 2:
         return None
-    match = re.search(r"<answer>([^<>]*)</answer>", text)
+    match = re.search(r"<answer>([^<>]*)</answer>", after_thinking(text))
     return _plain(match.group(1)) if match else None
 
 

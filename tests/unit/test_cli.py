@@ -231,6 +231,10 @@ def test_eval_makes_the_rows_of_a_task_and_groups_by_difficulty(checkpoint, tmp_
         "3": 2,
     }
     assert summary["overall"]["metrics"]["pass@1"]["method"] == "wilson"
+    named = ("--reward", "task_reward", "--rows", 1, "--max-tokens", 2, "--out", file)
+    run("eval", checkpoint, "--data", "task:shapes", *named)
+    metrics = json.loads(file.read_text())["summary"]["overall"]["metrics"]
+    assert "reward/task_reward" in metrics
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from foveal.recipe import DataSection, Recipe, check_recipe, load_recipe
+from foveal.rewards import RewardCaller
 from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
 from tests.samples import picture
@@ -344,6 +345,24 @@ def test_a_check_opens_data_rewards_and_the_models_config(write, checkpoint):
     assert (len(checked.train_rows), len(checked.eval_rows or ())) == (3, 2)
     assert checked.config.reward_weights == [0.25]
     assert [function.__name__ for function in checked.reward_functions] == ["exact_answer"]
+
+
+def test_a_mixture_of_tasks_is_judged_by_one_name(write, checkpoint):
+    checked = check(
+        write(),
+        checkpoint,
+        "rewards={task_reward: 1.0, think_answer_format: 0.1}",
+        "data.train=[{task: shapes, n: 2, difficulty: 1}, {task: clocks, n: 2, difficulty: 1}]",
+        "train.max_steps=2",
+    )
+    caller = RewardCaller(checked.reward_functions)
+    rows = [next(iter(part)) for part in checked.train_rows.sources]
+    caller.check_columns(rows[0].columns)
+    columns = {name: [row.columns[name] for row in rows] for name in rows[0].columns}
+    answers = [f"<answer>{row.answer}</answer>" for row in rows]
+    table = caller.score([""] * 2, answers, [[0]] * 2, columns)
+    assert table.rewards_BF == [[1.0, 0.0]] * 2
+    assert table.metrics == {"task_reward/shapes": 1.0, "task_reward/clocks": 1.0}
 
 
 def test_evaluation_data_that_is_not_used_is_mentioned(write, checkpoint, capsys):

@@ -6,6 +6,7 @@ import pytest
 
 from foveal.rewards import (
     boxed_format,
+    chart_relaxed,
     choice_letter,
     exact_answer,
     number_answer,
@@ -46,6 +47,11 @@ def test_case_space_and_period_do_not_matter(text):
 )
 def test_naming_the_answer_among_others_earns_nothing(text):
     assert only(exact_answer([text], answer=["New York"])) == 0.0
+
+
+@pytest.mark.parametrize("reward", [exact_answer, chart_relaxed()])
+def test_no_answer_does_not_equal_a_reference_of_periods(reward):
+    assert reward(["", "<answer></answer>", "..."], answer=["..."] * 3) == [0.0, 0.0, 1.0]
 
 
 def test_messages_are_scored_like_strings():
@@ -133,6 +139,11 @@ def test_a_reference_that_is_no_choice_is_skipped():
         ("2e3", r"2 \times 10^{3}"),
         ("10^-3", "0.001"),
         ("12 cm^2", "12"),
+        ("12 cm²", "12"),
+        (r"12^\circ", "12"),
+        (r"12^{\circ}", "12°"),
+        ("12 m s^-1", "12"),
+        ("12 m s^{-1}", "12"),
         ("CO2: 12 t", "12"),
         ("$12", r"\$12"),
         ("x = 12.", "12"),
@@ -161,6 +172,9 @@ def test_the_ways_to_write_a_number(text, reference):
         "The answer is 11. The answer is 12.",
         "<answer>12",
         "12^2",
+        "12²",
+        "12½",
+        "12 ¾",
         r"12\pi",
         r"\sqrt{12}",
         "12/0",
@@ -230,6 +244,7 @@ def test_think_answer_format_accepts_the_form_with_white_space_around():
         "<answer>4</answer>",
         "<think></think><answer></answer>",
         "<think> </think><answer>4</answer>",
+        "<think>\u200b</think><answer>\u2060\u3164</answer>",
         "<think>a</think><answer> </answer>",
         GOOD_THINK + " and more",
         "Sure! " + GOOD_THINK,
@@ -252,6 +267,7 @@ def test_repeated_empty_or_misplaced_tags_earn_nothing(text):
         r"so \boxed{4}",
         r"<think>a</think> $\boxed{\frac{1}{2}}$.",
         r"a</think>\boxed{4}",
+        r"so <answer>\boxed{4}</answer>",
     ],
 )
 def test_boxed_format_accepts_one_box_after_the_thinking(text):
@@ -265,10 +281,12 @@ def test_boxed_format_accepts_one_box_after_the_thinking(text):
         "4",
         r"\boxed{}",
         r"\boxed{ }",
+        "\\boxed{\u200b}",
         r"\boxed{4",
         r"\boxed{3} \boxed{4}",
         r"\boxed{\boxed{4}}",
         r"\boxed 4",
+        r"\boxed{4}<answer>5</answer>",
         r"<think>\boxed{4}</think>",
         r"<think>\boxed{3}</think>\boxed{4}",
         r"<think>\boxed{4}",

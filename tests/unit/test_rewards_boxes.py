@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from foveal.rewards import boxes_iou
+from foveal.rewards import boxes_iou, points_within
+from foveal.rewards.labels import label_of, labels_agree
 
 CAT = {"bbox_2d": [0, 0, 10, 10], "label": "cat"}
 DOG = {"bbox_2d": [20, 0, 30, 10], "label": "dog"}
@@ -78,6 +79,27 @@ def test_labels_must_agree_where_both_have_one():
     assert score([other], [bare]) == 1.0
 
 
+def test_leaving_the_labels_out_does_not_get_objects_of_several_kinds_right():
+    bare = [CAT["bbox_2d"], DOG["bbox_2d"]]
+    assert score(bare, [CAT, DOG]) == 0.0
+    assert score(bare, [CAT, {**DOG, "label": "Cat"}]) == 1.0
+    assert score([CAT, DOG["bbox_2d"]], [CAT, DOG]) == 0.5
+    assert score([CAT, DOG], [CAT, DOG, {"bbox_2d": [50, 0, 60, 10]}]) == pytest.approx(2 / 3)
+    assert points_within(1)(
+        ["[[1, 1], [9, 9]]"],
+        answer=[[{"point_2d": [1, 1], "label": "a"}, {"point_2d": [9, 9], "label": "b"}]],
+    ) == [0.0]
+
+
+def test_a_label_nested_beyond_writing_agrees_with_none():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert not labels_agree(label_of([deep]), label_of("cat"), several=False)
+    while deep:  # freeing it in one go would need as deep a stack
+        deep = deep.pop()
+
+
 def test_extra_repeated_and_missing_boxes_cost():
     assert score([CAT, DOG], [CAT]) == 0.5
     assert score([CAT, CAT, CAT, CAT], [CAT]) == 0.25
@@ -87,7 +109,8 @@ def test_extra_repeated_and_missing_boxes_cost():
 
 def test_covering_the_picture_with_boxes_earns_almost_nothing():
     grid = [[x, y, x + 10, y + 10] for x in range(0, 100, 10) for y in range(0, 100, 10)]
-    assert score(grid, [CAT, DOG]) == pytest.approx(2 / 100)
+    assert score(grid, [CAT["bbox_2d"], DOG["bbox_2d"]]) == pytest.approx(2 / 100)
+    assert score(grid, [CAT, DOG]) == 0.0
     assert score([[0, 0, 100, 100]], [CAT]) == pytest.approx(100 / 10_000)
 
 

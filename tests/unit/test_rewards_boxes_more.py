@@ -48,9 +48,10 @@ def test_no_boxes_wrong_labels_and_malformed_ones_earn_the_floor(floor):
 def test_giou_extra_repeated_missing_and_covering_boxes_earn_nothing():
     assert score(boxes_giou(), [CAT, CAT], [CAT]) == 0.0  # 1 and -1
     assert score(boxes_giou(), [CAT], [CAT, DOG]) == 0.0
-    assert score(boxes_giou(), EVERYWHERE, [CAT, DOG]) == pytest.approx((2 - 98) / 100)
+    two = [CAT["bbox_2d"], DOG["bbox_2d"]]
+    assert score(boxes_giou(), EVERYWHERE, two) == pytest.approx((2 - 98) / 100)
     assert score(boxes_giou(), [[0, 0, 100, 100]], [CAT]) == pytest.approx(0.01)
-    assert score(boxes_giou(0.0), EVERYWHERE, [CAT, DOG]) == pytest.approx(2 / 100)
+    assert score(boxes_giou(0.0), EVERYWHERE, two) == pytest.approx(2 / 100)
 
 
 def test_map_averages_over_thresholds():

@@ -37,6 +37,19 @@ def test_a_loop_costs_nearly_everything_and_never_more():
     assert only(repetition_penalty_reward(3)(["the cat saw the dog and the bird"])) == 0.0
 
 
+@pytest.mark.parametrize(
+    "loop",
+    ["Look at {}. ", "step{} again and again. ", "{}: no, wait, {}. ", "let me look\u200b {} "],
+)
+def test_a_counter_between_the_repeats_does_not_hide_them(loop):
+    text = "".join(loop.replace("{}", str(n)) for n in range(100))
+    assert only(repetition_penalty_reward(ngram=4)([text])) < -0.9
+
+
+def test_numbers_of_a_calculation_are_no_repeats():
+    assert only(repetition_penalty_reward(ngram=2)(["3 + 4 = 7, 7 + 12 = 19, 19 + 1 = 20"])) == 0.0
+
+
 PROSE = {
     "en": "There are three dogs in the picture, and one of them is black, so the answer is three.",
     "de": "Auf dem Bild sind drei Hunde, und einer von ihnen ist schwarz, also ist es die Drei.",
@@ -73,6 +86,19 @@ def test_prose_is_of_its_own_language_only(language):
 )
 def test_stop_words_alone_and_mixtures_earn_nothing(text):
     assert only(language_of("de")([text])) == 0.0
+
+
+@pytest.mark.parametrize("fence", ["```\n{}\n```", "```python\n{}\n```", "`{}` <{}>"])
+def test_thinking_in_another_language_is_not_hidden_by_a_fence(fence):
+    hidden = fence.replace("{}", PROSE["en"] * 2 if "```" in fence else PROSE["en"][:40])
+    text = hidden * 8 + PROSE["de"]
+    assert only(language_of("de")([text])) == 0.0
+    assert only(language_of("de")([fence.replace("{}", PROSE["de"]) * 2 + PROSE["de"]])) == 1.0
+
+
+def test_long_boxes_in_a_fence_do_not_make_prose_another_language():
+    boxes = '[{"bbox_2d": [10, 10, 20, 20], "label": "dog"}, ' * 20
+    assert only(language_of("de")([f"{PROSE['de']}\n```json\n{boxes}\n```"])) == 1.0
 
 
 def test_a_few_foreign_names_do_not_change_the_language():
