@@ -42,6 +42,13 @@ def _candle_labels(facts):
     return [*_ticks(low * tick, high * tick, tick), "day"]
 
 
+def _mass_labels(facts):
+    bodies = facts.get("bodies") or [{"mass": facts["loads"][0], "mu": 0.0}]
+    rough = {body["mu"] for body in bodies} - {0.0}
+    return [*(f"{plain(body['mass'])} kg" for body in bodies),
+            *(f"mu = {plain(mu)}" for mu in rough)]  # fmt: skip
+
+
 LABELS = {
     "charts": _chart_labels,
     "candles": _candle_labels,
@@ -51,6 +58,9 @@ LABELS = {
         *(str(wire["ohms"]) for wire in facts["resistors"]),
         f"{plain(facts['volts'])}V",
     ],
+    "gears": lambda facts: [str(n) for shaft in facts["shafts"] for n in shaft["teeth"] if n],
+    "inclines": lambda facts: _mass_labels({"bodies": [facts]}),
+    "pulleys": _mass_labels,
     "tables": lambda facts: [*facts["labels"], *(cell for row in facts["cells"] for cell in row)],
     "textbook": lambda facts: facts["printed"],
     "read_text": lambda facts: [line["text"] for line in facts["lines"]],
