@@ -262,6 +262,14 @@ def test_box_plots_worked_out_by_hand():
         assert _asked("charts", kind, **facts, what=what, rank="largest") == expected, (kind, what)
 
 
+def test_the_odd_cell_and_the_one_at_the_arrow_are_found_by_hand():
+    places = [(30, 30, "round"), (30, 240, "empty"), (200, 60, "spiky")]
+    cells = [{"x": x, "y": y, "shape": shape} for x, y, shape in places]
+    facts = {"cells": cells, "size": 252, "grid": 3, "arrow": [[150.0, 60.0], [180.0, 60.0]]}
+    assert _asked("cells", "locate", **facts) == "A3"
+    assert _asked("cells", "classify", **facts) == "spiky"
+
+
 def test_a_separation_is_measured_by_the_bar():
     stars = [{"x": 0.0, "y": 0.0}, {"x": 30.0, "y": 40.0}]
     facts = {"stars": stars, "asked": [0, 1], "bar": 10, "bar_pixels": 20.0}
