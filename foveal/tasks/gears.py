@@ -311,13 +311,23 @@ def _labels(
         turn = _free_side(shafts, places, i)
         radius = (teeth[0] - 2 + teeth[1] + 1.5) * unit / 2
         at = (x + radius * math.cos(turn), y + radius * math.sin(turn))
-        canvas.text(at, str(numbers[0]), size, look.ink)
+        canvas.text(at, str(numbers[0]), size, look.ink, halo=look.fills[i])
 
 
 def _free_side(shafts: list[Shaft], places: list[tuple[float, float, float]], i: int) -> float:
-    """The direction furthest from all shafts that mesh with shaft ``i``."""
-    x, y, _ = places[i]
-    others = [j for j, s in enumerate(shafts) if s["on"] == i or shafts[i]["on"] == j]
+    """The direction furthest from all shafts that mesh with shaft ``i`` or lie over its gears."""
+    x, y, unit = places[i]
+    reach = [max(shaft["teeth"]) + 4 for shaft in shafts]
+    others = [
+        j
+        for j, s in enumerate(shafts)
+        if j != i
+        and (
+            s["on"] == i
+            or shafts[i]["on"] == j
+            or math.dist((x, y), places[j][:2]) < (reach[i] + reach[j]) * unit
+        )
+    ]
     taken = [math.atan2(places[j][1] - y, places[j][0] - x) for j in others]
     turns = [math.radians(t) for t in range(0, 360, 15)]
     return max(turns, key=lambda t: min(math.cos(t - o) * -1 for o in taken))

@@ -148,9 +148,7 @@ def _draw(dice: Dice, metadata: dict[str, Any], difficulty: int) -> Any:
             canvas.disc(at, 13, None, (255, 90, 90), 1.5)
     for star in metadata["stars"]:
         if star["name"]:
-            off = _radius(star["magnitude"]) + size * 0.55
-            aside = off if star["x"] + off < SIZE - 10 else -off
-            place = (star["x"] + aside, max(star["y"] - off * 0.75, 9.0))
+            place = _beside(star, metadata["stars"], size)
             canvas.text(place, star["name"], size, (120, 235, 140), halo=sky)
     if metadata["kind"] == "separation":
         y, x = SIZE - 14, dice.uniform(14, 60)
@@ -160,3 +158,13 @@ def _draw(dice: Dice, metadata: dict[str, Any], difficulty: int) -> Any:
         canvas.line([(x, y), (end, y)], (235, 235, 235), 1.5)
         canvas.text((end + 8, y), f"{metadata['bar']} arcmin", 12, (235, 235, 235), "lm")
     return canvas.finish(dice, (3, 5, 8, 11, 15)[difficulty - 1])
+
+
+def _beside(star: dict[str, Any], stars: list[dict[str, Any]], size: float) -> tuple[float, float]:
+    """Of the four corners of the star, the one for its letter that is furthest from others."""
+    off = _radius(star["magnitude"]) + size * 0.55
+    x, y = star["x"], star["y"]
+    corners = [(x + i * off, y + j * off * 0.75) for j in (-1, 1) for i in (1, -1)]
+    inside = [c for c in corners if 8 < c[0] < SIZE - 8 and 8 < c[1] < FLOOR + 6]
+    others = [other for other in stars if other is not star]
+    return max(inside, key=lambda c: min(math.dist(c, (o["x"], o["y"])) for o in others))

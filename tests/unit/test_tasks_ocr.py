@@ -32,6 +32,8 @@ def _chart_labels(facts):
     names = [*facts["categories"], *(facts["series"] if len(facts["series"]) > 1 else [])]
     if facts["form"] == "pie":
         return names + [f"{share:.0f}%" for share in facts["values"][0]]
+    if facts["form"] == "scatter":
+        names += _ticks(facts["x_tick"], 5 * facts["x_tick"], facts["x_tick"])
     return names + _ticks(0, 5 * facts["tick"], facts["tick"])
 
 

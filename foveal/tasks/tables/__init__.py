@@ -31,6 +31,7 @@ KINDS = {
     "largest": ("income", "balance", "invoice", "timetable"),
 }
 DIGITS = "Answer with plain digits, without separators of thousands."
+PRODUCT = "The amount of an item is its quantity times its unit price."
 NEGATIVE = "Numbers in brackets are negative; give a negative answer a minus."
 
 TEMPLATES = {
@@ -287,6 +288,8 @@ def _question(dice: Dice, metadata: dict[str, Any]) -> str:
         ratio=metadata.get("ratio", ""),
         thing=metadata.get("thing", ""),
     )
+    if not train and "Amount" in text and "Amount" not in metadata["columns"]:
+        text = f"{text} {PRODUCT}"
     if train or kind in ("growth", "ratio", "largest"):
         return text
     brackets = any(cell.startswith("(") for row in metadata["cells"] for cell in row)

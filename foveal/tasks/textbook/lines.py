@@ -196,15 +196,16 @@ def draw_slope(pen: Pen, facts: dict[str, Any]) -> None:
     x0, y0 = facts["origin"]
     pen.line([(left, y0), (right + 8, y0)], width=1.4)
     pen.line([(x0, bottom), (x0, top - 6)], width=1.4)
-    for n in (-4, -2, 2, 4, 6):
-        pen.put((x0 + n * CELL, y0 + 8), unsigned(n), larger=-3)
-        if n < 6:
-            pen.put((x0 - 5, y0 - n * CELL), unsigned(n), anchor="r", larger=-3)
     pen.put((right + 14, y0), "x")
     pen.put((x0 + 11, top - 4), "y")
     _through(pen, facts["points"], (left, top, right, bottom))
     for point in facts["points"]:
         pen.canvas.disc(pen.at(*point), 3.6, pen.mark)
+    # Over the line, which would cross some of them out.
+    for n in (-4, -2, 2, 4, 6):
+        pen.put((x0 + n * CELL, y0 + 8), unsigned(n), larger=-3)
+        if n < 6:
+            pen.put((x0 - 5, y0 - n * CELL), unsigned(n), anchor="r", larger=-3)
 
 
 def _through(pen: Pen, points: Any, frame: tuple[float, float, float, float]) -> None:

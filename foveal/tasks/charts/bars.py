@@ -1,35 +1,16 @@
-"""Reading charts: bars, grouped bars, lines and pies with axes, ticks and a legend.
-
-    read        the value of one bar, point or slice
-    difference  how much larger one value is than another
-    sum         two values, or what a group comes to
-    ratio       how many times one value is another, to one decimal
-    rank        which category has the largest, smallest or second largest value
-
-Values lie on a grain that gets finer with difficulty (a half of a tick, then a tenth), grid lines
-vanish, categories and series multiply, text shrinks and grain is added. A number may be off by a
-tenth of a tick for each value that has to be read.
-"""
+"""Bars, grouped bars, lines and pies: see the package."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
-from foveal.tasks.base import Drawn, DrawnTask, plain
+from foveal.tasks.base import Drawn, plain
 from foveal.tasks.canvas import INKS, PALETTE, PAPERS, Canvas, Colour
+from foveal.tasks.charts import frame
+from foveal.tasks.charts.frame import CATEGORIES, HEIGHT, SERIES, TICKS, TITLES, UNITS, WIDTH
 from foveal.tasks.dice import Dice
 
-WIDTH, HEIGHT = 364, 280
-TICKS = 5
-CATEGORIES = (
-    ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug"),
-    ("Apples", "Plums", "Figs", "Pears", "Limes", "Dates", "Kiwis", "Nuts"),
-    ("Oslo", "Lima", "Cairo", "Rome", "Delhi", "Quito", "Seoul", "Bern"),
-    ("Alpha", "Beta", "Gamma", "Delta", "Zeta", "Theta", "Kappa", "Sigma"),
-)
-SERIES = (("2021", "2022", "2023"), ("North", "South", "West"), ("Model A", "Model B", "Model C"))
-TITLES = ("Sales", "Visitors", "Output", "Rainfall", "Orders", "Energy use")
 RANKS = ("largest", "smallest", "second largest")
 
 TEMPLATES = {
@@ -56,49 +37,42 @@ PIE_TEMPLATES = {
 }
 
 
-class ChartsTask(DrawnTask):
-    """The task family "charts"."""
+def draw(dice: Dice, difficulty: int, form: str) -> Drawn:
+    chart = _pie_values(dice, difficulty) if form == "pie" else _values(dice, difficulty, form)
+    kind = dice.pick(tuple(PIE_TEMPLATES if form == "pie" else TEMPLATES))
+    # A ratio needs two values of a tick or more, or its error would be too large to grade.
+    if kind == "ratio" and all(sorted(row)[-2] < chart["tick"] for row in chart["values"]):
+        kind = "read"
+    asked = _ask_ratio(dice, chart) if kind == "ratio" else _ask(dice, chart, kind)
+    while kind == "difference" and _falls_short(chart, asked["asked"]):
+        asked = _ask(dice, chart, kind)
+    metadata = {"kind": kind, "form": form, **chart, **asked}
+    metadata["tolerance"] = _tolerance(metadata)
+    picture = (_draw_pie if form == "pie" else _draw_axes)(dice, metadata, difficulty)
+    return Drawn(picture, _question(dice, metadata), _answer(chart, kind, asked), metadata)
 
-    name: str = "charts"
-    kinds: ClassVar[tuple[str, ...]] = ("read", "difference", "sum", "ratio", "rank")
 
-    def draw(self, dice: Dice, difficulty: int) -> Drawn:
-        form = dice.pick(("bar", "grouped", "line", "pie"))
-        chart = _pie_values(dice, difficulty) if form == "pie" else _values(dice, difficulty, form)
-        kind = dice.pick(tuple(PIE_TEMPLATES) if form == "pie" else self.kinds)
-        # A ratio needs two values of a tick or more, or its error would be too large to grade.
-        if kind == "ratio" and all(sorted(row)[-2] < chart["tick"] for row in chart["values"]):
-            kind = "read"
-        asked = _ask_ratio(dice, chart) if kind == "ratio" else _ask(dice, chart, kind)
-        while kind == "difference" and _falls_short(chart, asked["asked"]):
-            asked = _ask(dice, chart, kind)
-        metadata = {"kind": kind, "form": form, **chart, **asked}
-        metadata["tolerance"] = _tolerance(metadata)
-        picture = (_draw_pie if form == "pie" else _draw_axes)(dice, metadata, difficulty)
-        question = _question(dice, metadata)
-        return Drawn(picture, question, _answer(chart, kind, asked), metadata)
-
-    def reference_answer(self, metadata: dict[str, Any]) -> str:
-        """From the plotted values alone."""
-        table = dict(zip(metadata["series"], metadata["values"], strict=True))
-        columns = metadata["categories"]
-        read = [table[s][columns.index(c)] for s, c in metadata["asked"]]
-        if metadata["form"] == "pie":
-            read = [value * metadata["total"] / 100 for value in read]
-        if metadata["kind"] == "rank":
-            row = table[metadata["asked"][0][0]]
-            order = sorted(columns, key=lambda name: -row[columns.index(name)])
-            return order[{"largest": 0, "second largest": 1, "smallest": -1}[metadata["rank"]]]
-        if metadata["kind"] == "ratio":
-            return plain(round(read[0] / read[1], 1))
-        if metadata["kind"] == "difference":
-            return plain(read[0] - read[1])
-        return plain(sum(read))
+def solve(metadata: dict[str, Any]) -> str:
+    """From the plotted values alone."""
+    table = dict(zip(metadata["series"], metadata["values"], strict=True))
+    columns = metadata["categories"]
+    read = [table[s][columns.index(c)] for s, c in metadata["asked"]]
+    if metadata["form"] == "pie":
+        read = [value * metadata["total"] / 100 for value in read]
+    if metadata["kind"] == "rank":
+        row = table[metadata["asked"][0][0]]
+        order = sorted(columns, key=lambda name: -row[columns.index(name)])
+        return order[{"largest": 0, "second largest": 1, "smallest": -1}[metadata["rank"]]]
+    if metadata["kind"] == "ratio":
+        return plain(round(read[0] / read[1], 1))
+    if metadata["kind"] == "difference":
+        return plain(read[0] - read[1])
+    return plain(sum(read))
 
 
 def _values(dice: Dice, difficulty: int, form: str) -> dict[str, Any]:
     """Series of different values on the grain; a category's name says nothing about its value."""
-    tick = dice.pick((1, 2, 5, 10, 20, 50, 100))
+    tick = dice.pick(UNITS)
     parts = (2, 2, 4, 5, 10)[difficulty - 1]
     n_categories = dice.between(3 + difficulty // 2, 4 + (difficulty * 4) // 5)
     n_series = 1
@@ -200,30 +174,20 @@ def _question(dice: Dice, metadata: dict[str, Any]) -> str:
 
 
 def _draw_axes(dice: Dice, chart: dict[str, Any], difficulty: int) -> Any:
-    canvas = Canvas(WIDTH, HEIGHT, dice.pick(PAPERS))
-    ink, size = dice.pick(INKS), (13, 12, 11, 10, 9)[difficulty - 1] + dice.between(0, 1)
     several = len(chart["series"]) > 1
-    left, right, top, bottom = 46.0, WIDTH - 12.0, 54.0 if several else 34.0, HEIGHT - 30.0
     colours = dice.sample(PALETTE, len(chart["series"]))
-    canvas.text((WIDTH / 2, 14), dice.pick(TITLES), size + 2, ink)
-    height = (bottom - top) / (TICKS + 0.2)
-    for tick in range(TICKS + 1):
-        y = bottom - tick * height
-        if tick and difficulty < 4:
-            canvas.line([(left, y), (right, y)], (208, 212, 218), 0.5 + dice.below(2) * 0.5)
-        canvas.line([(left - 4, y), (left, y)], ink, 1)
-        canvas.text((left - 7, y), plain(tick * chart["tick"]), size, ink, "rm")
-    canvas.line([(left, top - 4), (left, bottom), (right, bottom)], ink, 1)
-    step = (right - left) / len(chart["categories"])
-    for i, category in enumerate(chart["categories"]):
-        x = left + (i + 0.5) * step
-        canvas.line([(x, bottom), (x, bottom + 4)], ink, 1)
-        canvas.text((x, bottom + 15), category, min(size, step / 3.6), ink)
+    area = frame.start(dice, difficulty, chart["tick"], several)
+    step = frame.name_categories(area, chart["categories"])
     plot = _plot_lines if chart["form"] == "line" else _plot_bars
-    plot(canvas, dice, chart, colours, (left, bottom, step, height / chart["tick"]))
+    place = (area.left, area.bottom, step, area.height / chart["tick"])
+    plot(area.canvas, dice, chart, colours, place)
+
+    def key(i: int, x: float, y: float) -> None:
+        area.canvas.box([x - 5.5, y - 5.5, x + 5.5, y + 5.5], colours[i])
+
     if several:
-        _legend(canvas, list(chart["series"]), colours, size, ink)
-    return canvas.finish(dice, (0, 0, 2, 4, 7)[difficulty - 1])
+        frame.legend(area, chart["series"], key)
+    return area.canvas.finish(dice, frame.GRAIN[difficulty - 1])
 
 
 def _plot_bars(
@@ -231,9 +195,9 @@ def _plot_bars(
     dice: Dice,
     chart: dict[str, Any],
     colours: list[Colour],
-    frame: tuple[float, float, float, float],
+    place: tuple[float, float, float, float],
 ) -> None:
-    left, bottom, step, unit = frame
+    left, bottom, step, unit = place
     share = dice.uniform(0.55, 0.85)
     edge = dice.pick((None, INKS[0]))
     thick = step * share / len(colours)
@@ -248,26 +212,15 @@ def _plot_lines(
     dice: Dice,
     chart: dict[str, Any],
     colours: list[Colour],
-    frame: tuple[float, float, float, float],
+    place: tuple[float, float, float, float],
 ) -> None:
-    left, bottom, step, unit = frame
+    left, bottom, step, unit = place
     width, radius = dice.uniform(1.2, 2.6), dice.uniform(2.5, 4)
     for colour, row in zip(colours, chart["values"], strict=True):
         points = [(left + step * (i + 0.5), bottom - v * unit) for i, v in enumerate(row)]
         canvas.line(points, colour, width)
         for point in points:
             canvas.disc(point, radius, colour)
-
-
-def _legend(
-    canvas: Canvas, names: list[str], colours: list[Colour], size: float, ink: Colour
-) -> None:
-    widths = [canvas.text_width(name, size) + 30 for name in names]
-    x = (WIDTH - sum(widths)) / 2
-    for name, colour, width in zip(names, colours, widths, strict=True):
-        canvas.box([x, 31, x + 11, 42], colour)
-        canvas.text((x + 16, 37), name, size, ink, "lm")
-        x += width
 
 
 def _draw_pie(dice: Dice, chart: dict[str, Any], difficulty: int) -> Any:
