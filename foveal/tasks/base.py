@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveal.rewards.answer import exact_answer
 from foveal.rewards.number import NumberWithin, number_within
+from foveal.tasks.canvas import TYPEFACES, typeface
 from foveal.tasks.dice import Dice
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DIFFICULTIES = (1, 2, 3, 4, 5)
 INSTRUCTION = "Answer in <answer> tags."
+_TYPEFACE_DICE = 1 << 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,11 @@ class DrawnTask(ABC):
             raise ValueError(f"seed is {seed}; it must be 0 or more")
         if difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty is {difficulty!r}; choose one of {list(DIFFICULTIES)}")
-        drawn = self.draw(Dice(seed * (max(DIFFICULTIES) + 1) + difficulty), difficulty)
+        number = seed * (max(DIFFICULTIES) + 1) + difficulty
+        # Dice of its own, so that no kind of question has letters of its own.
+        face = Dice(number + _TYPEFACE_DICE).pick(tuple(TYPEFACES))
+        with typeface(face):
+            drawn = self.draw(Dice(number), difficulty)
         return {
             "images": [drawn.picture],
             "problem": f"<image>{drawn.question} {INSTRUCTION}",

@@ -1,15 +1,18 @@
 """Antialiased drawing with Pillow: everything is drawn twice as large and averaged down.
 
 Coordinates, widths and font sizes are in pixels of the finished picture. Text is set in the font
-that ships with Pillow, so letters and their edges may differ between Pillow versions; on one
-version the same calls give the same pixels.
+that ships with Pillow or, within :func:`typeface`, in one of those beside this file; letters and
+their edges may differ between Pillow versions; on one version the same calls give the same pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from functools import lru_cache
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +41,12 @@ PALETTE = (
     (180, 175, 30),
     (25, 180, 200),
 )
+
+
+TYPEFACES = {"": 1.0, "DejaVuSansCondensed": 0.94, "DejaVuSerifCondensed": 0.91,
+             "DejaVuSansMono": 0.86}  # fmt: skip
+"""By file name, "" for Pillow's own: the factor on sizes that makes letters no wider than its."""
+_typeface: ContextVar[str] = ContextVar("typeface", default="")
 
 
 class Canvas:
@@ -125,11 +134,11 @@ class Canvas:
         place = (at[0] * SCALE, at[1] * SCALE)
         width = 2 * SCALE if halo else 0
         self._pen.text(
-            place, text, colour, default_font(size), anchor, stroke_width=width, stroke_fill=halo
+            place, text, colour, font(size), anchor, stroke_width=width, stroke_fill=halo
         )
 
     def text_width(self, text: str, size: float) -> float:
-        return default_font(size).getlength(text) / SCALE
+        return font(size).getlength(text) / SCALE
 
     def stamp(self, at: Point, mask: Image, colour: Colour) -> None:
         """Lay ``colour`` through ``mask`` (mode L, in doubled pixels), its left top at ``at``."""
@@ -161,6 +170,30 @@ def _noise_field() -> Any:
     draw = Random(0).random
     values = [draw() + draw() + draw() for _ in range(512 * 512)]
     return (np.array(values, dtype=np.float32).reshape(512, 512) - 1.5) * 2
+
+
+@contextlib.contextmanager
+def typeface(name: str) -> Iterator[None]:
+    """Within it text is set in one of ``TYPEFACES``."""
+    token = _typeface.set(name)
+    try:
+        yield
+    finally:
+        _typeface.reset(token)
+
+
+def font(size: float) -> FreeTypeFont:
+    """The present typeface at ``size`` finished pixels, that is twice that on the canvas."""
+    name = _typeface.get()
+    return _shipped_font(name, size) if name else default_font(size)
+
+
+@lru_cache(maxsize=256)
+def _shipped_font(name: str, size: float) -> FreeTypeFont:
+    from PIL import ImageFont
+
+    path = Path(__file__).with_name("fonts") / f"{name}.ttf"
+    return ImageFont.truetype(path, size * SCALE * TYPEFACES[name])
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from foveal.tasks import TASKS, dataset, get_task, missing_package
+from foveal.tasks import TASKS, canvas, dataset, get_task, missing_package
 
 
 def test_unknown_task_names_the_nearest_one():
@@ -56,3 +56,20 @@ def test_importing_tasks_loads_no_heavy_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_letters_come_in_several_faces_and_are_the_same_for_the_same_seed(monkeypatch):
+    """One face in training, and a policy reads that one."""
+    seen, real = [], canvas.font
+
+    def spied(size):
+        seen.append(canvas._typeface.get())
+        return real(size)
+
+    monkeypatch.setattr(canvas, "font", spied)
+    task = get_task("gauges")
+    pictures = [task.generate(seed, 2)["images"][0].tobytes() for seed in range(16)]
+    assert set(seen) == set(canvas.TYPEFACES)
+    again = [task.generate(seed, 2)["images"][0].tobytes() for seed in range(16)]
+    assert again == pictures
+    assert canvas._typeface.get() == "", "whoever draws next finds the font as it was"

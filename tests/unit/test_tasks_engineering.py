@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from foveal.tasks import get_task
-from foveal.tasks.canvas import SCALE, Canvas, default_font
+from foveal.tasks.canvas import SCALE, Canvas, font
 from foveal.tasks.drawings import _Look
 
 NAMES = ("gears", "drawings", "inclines", "pulleys", "optics")
@@ -20,7 +20,7 @@ def texts(monkeypatch):
     write = Canvas.text
 
     def text(self, at, text, size=11, colour=(0, 0, 0), anchor="mm", halo=None):
-        box = [v / SCALE for v in default_font(size).getbbox(text, anchor=anchor)]
+        box = [v / SCALE for v in font(size).getbbox(text, anchor=anchor)]
         box = [v + at[i % 2] for i, v in enumerate(box)]
         written.append((text, box, (self.width, self.height)))
         write(self, at, text, size, colour, anchor, halo)
