@@ -31,6 +31,7 @@ import torch
 from learn_data import DRAWN_ROWS, write_data
 from learn_peer import check_peer, run_trl
 from learn_report import (
+    METRICS_FILE,
     RUN_FILE,
     can_plot,
     write_metrics,
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
             failed.append(run_name(name, seed, system))
         release()
-        finish(asked.out)
+        write_summary(asked.out)
     finish(asked.out)
     if failed:
         print(f"failed: {', '.join(failed)}", flush=True)
@@ -196,13 +197,13 @@ def one_run(
     started = time.perf_counter()
     recipe = recipe_of(asked, name, seed, start_of(name, asked, arguments))
     learned = (run_foveal if system == "foveal" else run_trl)(recipe, asked)
-    after = held_out(learned.model, learned.processor, recipe, asked)
     folder = asked.out / "runs" / run_name(name, seed, system)
     folder.mkdir(parents=True, exist_ok=True)
-    write_metrics(folder / "metrics.jsonl", learned.history, learned.clock.seconds)
+    write_metrics(folder / METRICS_FILE, learned.history, learned.clock.seconds)
     work = Path(recipe.train["output_dir"])
     write_samples(work, folder)
     (folder / "recipe.yaml").write_text(recipe.to_yaml())
+    after = held_out(learned.model, learned.processor, recipe, asked)
     curve = reward_curve(learned.history, learned.clock.seconds)
     record = {
         "name": folder.name,

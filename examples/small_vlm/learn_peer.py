@@ -82,6 +82,8 @@ def run_trl(recipe: Recipe, asked: Asked) -> Learned:
         callbacks=[clock],
     )
     trainer.train()
+    # Without the autocast that TRL's trainer wraps around its forward.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     return Learned(
         model, processor, before, trainer.state.log_history, clock, trainer.state.global_step
     )

@@ -161,7 +161,7 @@ def _plot(out: Path, recipe: str, runs: Sequence[Mapping[str, Any]]) -> Path:
         label = f"{run['system']}, seed {run['seed']}"
         style = "-" if run["system"] == "foveal" else "--"
         lines = (out / "runs" / run["name"] / METRICS_FILE).read_text().splitlines()
-        for name, (x, y) in _series(run, [json.loads(line) for line in lines]).items():
+        for name, (x, y) in series(run, [json.loads(line) for line in lines]).items():
             panels[name].plot(x, y, style, label=label, linewidth=1)
     titles = {"reward": "mean reward, by step", "seconds": "mean reward, by seconds of training",
               "held_out": "held-out, by step", "kl": "KL to the start, nats a token",
@@ -177,7 +177,7 @@ def _plot(out: Path, recipe: str, runs: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def _series(
+def series(
     run: Mapping[str, Any], log: Sequence[Mapping[str, Any]]
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Panel -> x and y."""
