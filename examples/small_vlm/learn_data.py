@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,14 @@ def with_boxes(row: dict[str, Any]) -> dict[str, Any]:
 def drawn_held_out(count: int) -> list[dict[str, Any]]:
     """``count`` rows of each drawn task at each level, pictures as PNG."""
     rows = []
-    for task in DRAWN_TASKS:
-        for level in DRAWN_LEVELS:
-            for index in range(count):
-                row = get_task(task).generate(HELD_OUT_SEED + index, level)
-                held = io.BytesIO()
-                row["images"][0].save(held, format="PNG")
-                images = [{"bytes": held.getvalue(), "path": f"{task}-{level}-{index}.png"}]
-                kept = {key: row[key] for key in ("problem", "answer", "task", "difficulty")}
-                rows.append({"images": images, **kept})
+    # Index by index, so that the first rows, too, are of every task and level.
+    for index, level, task in product(range(count), DRAWN_LEVELS, DRAWN_TASKS):
+        row = get_task(task).generate(HELD_OUT_SEED + index, level)
+        held = io.BytesIO()
+        row["images"][0].save(held, format="PNG")
+        images = [{"bytes": held.getvalue(), "path": f"{task}-{level}-{index}.png"}]
+        kept = {key: row[key] for key in ("problem", "answer", "task", "difficulty")}
+        rows.append({"images": images, **kept})
     return rows
 
 

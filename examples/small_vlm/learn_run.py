@@ -183,6 +183,7 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any]:
     """
     name = f"reward/{before.rewards[0]}"
     found = compare(before, after).metrics[name]
+    tasks = [result.summary().get("by_task", {}) for result in (before, after)]
     return {
         "metric": f"mean {before.rewards[0]} of {before.settings['samples']} samples a question "
         "at temperature 1, held-out",
@@ -194,6 +195,13 @@ def gain(before: EvalResult, after: EvalResult) -> dict[str, Any]:
             "mean": found.test.difference,
             "interval": [found.test.low, found.test.high],
             "p_value": found.test.p_value,
+        },
+        "by_task": {
+            task: {
+                when: group[task]["metrics"][name]["mean"]
+                for when, group in zip(("before", "after"), tasks, strict=True)
+            }
+            for task in tasks[1]
         },
     }
 

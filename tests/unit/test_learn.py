@@ -139,6 +139,7 @@ def test_a_run_leaves_its_files_and_is_not_done_twice(script, nlvr, tmp_path, mo
     folder = out / "runs" / "count_gspo-0"
     record = json.loads((folder / "run.json").read_text())
     assert record["steps"] == 2 and record["questions"] == 2 and record["train_seconds"] > 0
+    assert record["by_task"] == {"count": {k: record[k] for k in ("before", "after")}}
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {"reward", "kl", "entropy", "completions/mean_length"} <= log[0].keys()
     # Two optimizer steps share the rollout of the first.
