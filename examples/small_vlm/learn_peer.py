@@ -96,9 +96,10 @@ def adapted(recipe: Recipe) -> tuple[Any, Any]:
 
     on_gpu = torch.cuda.is_available()
     folder = recipe.model["model_name"]
-    stock = AutoModelForImageTextToText.from_pretrained(
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.bfloat16 if on_gpu else torch.float32
-    ).to("cuda" if on_gpu else "cpu")
+    )
+    stock = loaded.to("cuda" if on_gpu else "cpu")
     lora = recipe.lora or {}
     targets = target_pattern(
         stock,

@@ -155,7 +155,7 @@ def _plot(out: Path, recipe: str, runs: Sequence[Mapping[str, Any]]) -> Path:
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 6), constrained_layout=True)
-    panels = dict(zip(("reward", "seconds", "held_out", "kl", "entropy", "length"),
+    panels: dict[str, Any] = dict(zip(("reward", "seconds", "held_out", "kl", "entropy", "length"),
                       axes.flat, strict=True))  # fmt: skip
     for run in runs:
         label = f"{run['system']}, seed {run['seed']}"
