@@ -44,8 +44,18 @@ RUNS = {
 }
 
 
-def start(folder, name, reward=even_byte, **more):
+def one_in_eight(completion_ids, **_):
+    """Most groups of two have no spread, whatever the rows look like."""
+    return [float(sum(ids) % 8 == 0) for ids in completion_ids]
+
+
+def own_reward(name):
+    return one_in_eight if name == "redrawn" else even_byte
+
+
+def start(folder, name, reward=None, **more):
     make, config = RUNS[name]
+    reward = own_reward(name) if reward is None else reward
     config = {"log_completions": True, **config}
     return trainer(folder, rows=make(), reward_funcs=reward, **config, **more)
 
@@ -60,7 +70,7 @@ def folders(tmp_path_factory):
             whole = start(folder / "whole", name)
             whole.train()
             with pytest.raises(RewardError, match="power is cut"):
-                last = DiesAfter(even_byte, 4 if name == "reused" else 3)
+                last = DiesAfter(own_reward(name), 4 if name == "reused" else 3)
                 start(folder / "cut", name, last, save_strategy="steps", save_steps=1).train()
             made[name] = whole, folder
         return made[name]
