@@ -70,6 +70,12 @@ class Run(WholeCheckpoints):
                 set_checkpointing(self._trained(), policy, by_default=self._own_checkpointing)
             self._progress.close()
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers', with a training step's own metrics and the tokens seen so far."""
+        if "loss" in logs:
+            logs = {**logs, **self.metrics.drain(), "num_tokens": self.state.num_input_tokens_seen}
+        super().log(logs, start_time)
+
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # inputs are micro-steps, not tensors that could be counted
 

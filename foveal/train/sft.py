@@ -201,11 +201,6 @@ class SFTTrainer(Run):
         self.metrics.add({**timings, "step_time": seconds})
         self.metrics.add({"tokens_per_second/train": tokens / max(seconds, 1e-9)})
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = {**logs, **self.metrics.drain(), "num_tokens": self.state.num_input_tokens_seen}
-        super().log(logs, start_time)
-
     # -- evaluation
 
     def evaluate(

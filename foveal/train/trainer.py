@@ -313,11 +313,6 @@ class GRPOTrainer(Run):
                 "uses the trainer's weights and temperature, or raise the bound"
             )
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs = {**logs, **self.metrics.drain(), "num_tokens": self.state.num_input_tokens_seen}
-        super().log(logs, start_time)
-
     # -- evaluation
 
     def evaluate(

@@ -17,7 +17,9 @@ from foveal.tasks import get_task
 from foveal.tasks.base import plain
 
 ocr = pytest.importorskip(
-    "rapidocr_onnxruntime", reason="rapidocr_onnxruntime is not installed (Python < 3.13 only)"
+    "rapidocr_onnxruntime",
+    reason="rapidocr_onnxruntime cannot be imported: it needs Python < 3.13, and OpenCV its libGL",
+    exc_type=ImportError,
 )
 SEEDS = {1: (0, 1), 2: (2, 3), 3: (4, 5)}
 """Two pictures of each difficulty, all of which are legible to a person at a glance."""
