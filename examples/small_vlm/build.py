@@ -44,8 +44,9 @@ TOWER = {
     "window_size": 112,
     "fullatt_block_indexes": [3, 7],
 }
-PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 672 * 672}
-"""Least and most pixels of a picture: 4 to 576 image tokens."""
+PIXELS = {"shortest_edge": 80_000, "longest_edge": 672 * 672}
+"""Least and most pixels of a picture: 100 to 576 image tokens. Smaller pictures are enlarged, so
+that what an untrained tower has to tell apart is larger than its patches."""
 MROPE_SHARES = (8, 12, 12)
 """Frequencies that turn with time, height and width, in 32nds; Qwen2.5-VL's proportions."""
 ROW_MULTIPLE = 8

@@ -4,6 +4,8 @@
                picture explains, which is what an untrained vision tower needs most
     shapes     the task itself: counting and locating
     cells, clocks
+    list, count, locate
+               drawn pictures of NLVR's kind (``cold_start_scenes.py``)
     nlvr       counting, and statements that are true or false, on the first half of the pictures
 
 Answers stand in <answer> tags. In a share of the rows a short sentence comes before them: what is
@@ -19,12 +21,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cold_start_scenes import counted, listed, located
+
 from foveal.data import RowSource, join_rows, load_rows
 from foveal.tasks import DrawnRows, get_task
 
-SHARES = {"describe": 0.3, "shapes": 0.4, "cells": 0.05, "clocks": 0.05, "nlvr": 0.2}
+SHARES = {
+    "list": 0.2, "count": 0.2, "locate": 0.12,
+    "describe": 0.15, "shapes": 0.15, "cells": 0.04, "clocks": 0.06,
+    "nlvr": 0.08,
+}  # fmt: skip
 """Of the rows. Without NLVR the others share its part."""
 LEVELS = (1, 2, 3)
+SCENES = {"list": listed, "count": counted, "locate": located}
 SENTENCE_SHARE = {"shapes": 0.5, "cells": 0.3, "clocks": 0.3, "nlvr": 0.3}
 """Of a task's rows that say what is seen before they answer."""
 TRAIN_SEED, HELD_OUT_SEED = 0, 2**50
@@ -57,19 +66,25 @@ def training_rows(count: int, nlvr: Path | None) -> RowSource:
 
 
 def drawn(name: str, count: int, first_seed: int) -> DrawnRows:
-    """Rows of a task, or of "describe", with completions."""
-    if name == "describe":
-        return DrawnRows(describe, max(1, count), first_seed, LEVELS, lambda row, _: row["answer"])
+    """Rows of a task, of "describe" or of ``SCENES``, with completions."""
+    if name == "describe" or name in SCENES:
+        make = SCENES.get(name, describe)
+        return DrawnRows(make, max(1, count), first_seed, LEVELS, written)
     return DrawnRows(get_task(name).generate, max(1, count), first_seed, LEVELS, completion)
 
 
 def describe(seed: int, difficulty: int) -> dict[str, Any]:
     """A picture of shapes, all of which are asked for."""
     row = get_task("shapes").generate(seed, difficulty)
-    return {**row, "problem": LIST_QUESTION, "answer": listed(row["metadata"]["objects"])}
+    return {**row, "problem": LIST_QUESTION, "answer": named(row["metadata"]["objects"])}
 
 
-def listed(objects: list[dict[str, Any]]) -> str:
+def written(row: dict[str, Any], _: int) -> str:
+    """What a row wants written: its completion, else its bare answer."""
+    return row.get("completion", row["answer"])
+
+
+def named(objects: list[dict[str, Any]]) -> str:
     """``red circle A1, blue square C2``, line by line; "nothing" without objects."""
     inside = sorted(objects, key=lambda thing: (thing["cell"][1], thing["cell"][0]))
     names = [f"{o['colour']} {o['shape']} {'ABCD'[o['cell'][0]]}{o['cell'][1] + 1}" for o in inside]
@@ -93,7 +108,7 @@ def sentence(row: dict[str, Any]) -> str:
             if asked["colour"] in (None, thing["colour"])
             and asked["shape"] in (None, thing["shape"])
         ]
-        return f"I see {listed(fitting)}."
+        return f"I see {named(fitting)}."
     if row["task"] == "clocks":
         return f"The hands give {row['answer']}."
     if row["answer"] in ("true", "false"):

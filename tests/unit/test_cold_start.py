@@ -23,7 +23,13 @@ def script(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "examples" / "small_vlm"))
 
     def load(name):
-        for stale in ("cold_start", "cold_start_data", "build", "gguf_weights"):
+        for stale in (
+            "cold_start",
+            "cold_start_data",
+            "cold_start_scenes",
+            "build",
+            "gguf_weights",
+        ):
             monkeypatch.delitem(sys.modules, stale, raising=False)
         return importlib.import_module(name)
 
@@ -71,6 +77,27 @@ def test_a_description_names_what_is_in_the_picture_in_reading_order(script):
     assert f"{first['colour']} {first['shape']} " in row["completion"]
 
 
+def test_scenes_ask_in_nlvrs_forms_and_their_answers_are_in_the_picture(script):
+    scenes = script("cold_start_scenes")
+    rows = [scenes.counted(seed, 1) for seed in range(300)]
+    texts = [row["completion"] for row in rows]
+    answers = [row["answer"] for row in rows]
+    assert resolve("exact_answer")(completions=texts, answer=answers) == [1.0] * len(rows)
+    assert 40 < sum(not text.startswith("<answer>") for text in texts) < 150
+    shares = [answers.count(answer) / len(rows) for answer in "012345"]
+    assert max(shares) < 0.35 and all(shares)
+    for seed in range(50):
+        row = scenes.located(seed, 1)
+        image, word = row["images"][0], row["problem"]
+        colours = [c for name, c in scenes.COLOURS.items() if name in word] or list(
+            scenes.COLOURS.values()
+        )
+        for x1, y1, x2, y2 in json.loads(row["answer"]):
+            assert image.getpixel(((x1 + x2) // 2, (y1 + y2) // 2)) in colours
+    listed = scenes.listed(3, 1)
+    assert listed["answer"].count(",") + 3 >= listed["metadata"]["objects"]
+
+
 def test_the_halves_of_nlvr_share_no_picture_and_leave_none_out(script, nlvr, tmp_path):
     data = script("cold_start_data")
     halves = [list(data.nlvr_half(nlvr, half)) for half in (0, 1)]
@@ -95,7 +122,7 @@ def test_the_mixture_has_its_shares_and_does_without_nlvr(script, nlvr):
     assert len(rows) == 1000 and rows.is_drawn(0) and rows.is_drawn(999)
     tasks = [part.name for part in rows.rows.sources]
     sizes = dict(zip(tasks, [len(part) for part in rows.rows.sources], strict=True))
-    assert sizes == {"describe": 300, "shapes": 400, "cells": 50, "clocks": 50, "nlvr": 200}
+    assert sizes == {name: round(1000 * share) for name, share in data.SHARES.items()}
     assert abs(len(data.training_rows(1000, None)) - 1000) <= 2
 
 
