@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from build import build
-from cold_start_data import HELD_OUT_SEED, drawn, nlvr_half, training_rows, write_half
+from cold_start_data import HELD_OUT_SEED, INSTRUCTIONS, drawn, nlvr_half, training_rows, write_half
 
 from foveal import FastVisionModel, SFTConfig, SFTTrainer
 from foveal.data import RowSource, load_rows
@@ -34,6 +34,8 @@ from foveal.evaluate import evaluate
 from foveal.tasks import get_task
 
 SECOND_HALF = "nlvr_second_half.parquet"
+PASS_TOKENS = 32_768
+"""Of a forward and backward, pictures included: activations of some 40 GiB."""
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -112,6 +114,7 @@ def settings(arguments: argparse.Namespace) -> SFTConfig:
         weight_decay=0.01,
         # Rows are short and the model small: keeping every activation is quicker.
         gradient_checkpointing=False,
+        pass_tokens=PASS_TOKENS,
         dataloader_num_workers=arguments.workers,
         dataloader_prefetch_factor=4 if arguments.workers else None,
         logging_steps=min(50, arguments.steps),
@@ -124,14 +127,13 @@ def settings(arguments: argparse.Namespace) -> SFTConfig:
 
 
 def held_out_results(model: Any, processor: Any, arguments: argparse.Namespace) -> dict[str, float]:
-    """Share of right greedy answers on rows that were not trained on, by task; printed."""
+    """Mean reward of greedy answers to rows that were not trained on, by task; printed."""
     results = {}
     for name, (rows, reward) in held_out(arguments).items():
-        right = evaluate(
+        results[name] = evaluate(
             model, processor, rows, [reward], max_completion_length=128, batch_size=64
         ).accuracy
-        results[name] = right
-        print(f"{name:12} {right:6.1%} of {len(rows)} held-out rows", flush=True)
+        print(f"{name:16} {results[name]:.3f} on {len(rows)} held-out rows", flush=True)
     return results
 
 
@@ -145,9 +147,10 @@ def held_out(arguments: argparse.Namespace) -> dict[str, tuple[RowSource, Any]]:
     if arguments.nlvr is not None:
         second = list(nlvr_half(arguments.nlvr, 1))
         write_half(arguments.out / SECOND_HALF, second)
-        for task in ("count", "true_false"):
+        for task in INSTRUCTIONS:
             rows = [row for row in second if row["task"] == task][:count]
-            sets[f"nlvr {task}"] = (load_rows(rows), "exact_answer")
+            reward = "boxes_iou" if task == "boxes" else "exact_answer"
+            sets[f"nlvr {task}"] = (load_rows(rows), reward)
     return sets
 
 

@@ -6,7 +6,8 @@
     cells, clocks
     list, count, locate
                drawn pictures of NLVR's kind (``cold_start_scenes.py``)
-    nlvr       counting, and statements that are true or false, on the first half of the pictures
+    nlvr       counting, boxes, and statements that are true or false, on the first half of the
+               pictures
 
 Answers stand in <answer> tags. In a share of the rows a short sentence comes before them: what is
 seen. Reinforcement learning finds out in which cases that helps.
@@ -15,13 +16,14 @@ seen. Reinforcement learning finds out in which cases that helps.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cold_start_scenes import counted, listed, located
+from cold_start_scenes import COUNT_INSTRUCTION, LOCATE_INSTRUCTION, counted, listed, located
 
 from foveal.data import RowSource, join_rows, load_rows
 from foveal.tasks import DrawnRows, get_task
@@ -34,15 +36,19 @@ SHARES = {
 """Of the rows. Without NLVR the others share its part."""
 LEVELS = (1, 2, 3)
 SCENES = {"list": listed, "count": counted, "locate": located}
-SENTENCE_SHARE = {"shapes": 0.5, "cells": 0.3, "clocks": 0.3, "nlvr": 0.3}
-"""Of a task's rows that say what is seen before they answer."""
+SENTENCE_SHARE = {"shapes": 0.5, "cells": 0.3, "clocks": 0.3}
+"""Of a task's rows that say what is seen before they answer; of counted scenes some do, too."""
 TRAIN_SEED, HELD_OUT_SEED = 0, 2**50
 """First seeds of drawn rows."""
-INSTRUCTION = "Answer in <answer> tags."
 LIST_QUESTION = (
     "<image>Name every shape with its cell, A1 top left to D4 bottom right, line by line."
 )
-NLVR_TASKS = ("count", "true_false")
+INSTRUCTIONS = {
+    "count": COUNT_INSTRUCTION,
+    "true_false": COUNT_INSTRUCTION,
+    "boxes": LOCATE_INSTRUCTION,
+}
+"""How NLVR's tasks are to be answered."""
 
 
 def training_rows(count: int, nlvr: Path | None) -> RowSource:
@@ -59,7 +65,7 @@ def training_rows(count: int, nlvr: Path | None) -> RowSource:
         if name != "nlvr"
     ]
     if nlvr is not None:
-        first = [with_completion(row, i) for i, row in enumerate(nlvr_half(nlvr, 0))]
+        first = [with_completion(row) for row in nlvr_half(nlvr, 0)]
         wanted = round(unit * shares["nlvr"])
         parts.append(replace(load_rows(Repeated(first, wanted)), name="nlvr"))
     return join_rows(parts)
@@ -111,8 +117,6 @@ def sentence(row: dict[str, Any]) -> str:
         return f"I see {named(fitting)}."
     if row["task"] == "clocks":
         return f"The hands give {row['answer']}."
-    if row["answer"] in ("true", "false"):
-        return f"The statement is {row['answer']}."
     return f"I count {row['answer']}."
 
 
@@ -120,7 +124,7 @@ def sentence(row: dict[str, Any]) -> str:
 
 
 def nlvr_half(path: Path, half: int) -> Iterator[dict[str, Any]]:
-    """Rows of the counting and true/false tasks whose pictures fall into one half.
+    """Rows of NLVR's tasks whose pictures fall into one half, with the task's instruction.
 
     The half is a bit of the picture's hash, so that no picture is in both.
 
@@ -131,8 +135,14 @@ def nlvr_half(path: Path, half: int) -> Iterator[dict[str, Any]]:
     rows = load_rows(path).rows
     for index in range(len(rows)):
         row = dict(rows[index])
-        if row["task"] in NLVR_TASKS and half_of(row) == half:
-            yield {**row, "problem": f"{row['problem'].rstrip()} {INSTRUCTION}"}
+        if row["task"] in INSTRUCTIONS and half_of(row) == half:
+            yield instructed(row)
+
+
+def instructed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose problem says how to answer; once, however often this is called."""
+    instruction, problem = INSTRUCTIONS[row["task"]], row["problem"].rstrip()
+    return row if problem.endswith(instruction) else {**row, "problem": f"{problem} {instruction}"}
 
 
 def half_of(row: dict[str, Any]) -> int:
@@ -140,8 +150,13 @@ def half_of(row: dict[str, Any]) -> int:
     return hashlib.sha256(row["images"][0]["bytes"]).digest()[0] & 1
 
 
-def with_completion(row: dict[str, Any], index: int) -> dict[str, Any]:
-    return {**row, "completion": completion({**row, "task": "nlvr"}, index)}
+def with_completion(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the pack with its bare answer, or its bare boxes, to write."""
+    answer = row["answer"]
+    if row["task"] == "boxes":
+        boxes = [thing["bbox_2d"] for thing in json.loads(answer)]
+        answer = json.dumps(boxes, separators=(",", ":"))
+    return {**row, "completion": f"<answer>{answer}</answer>"}
 
 
 def write_half(path: Path, rows: list[dict[str, Any]]) -> None:

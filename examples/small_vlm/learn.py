@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from learn_data import DRAWN_ROWS, write_data
 from learn_peer import check_peer, run_trl
 from learn_report import (
@@ -60,11 +59,9 @@ from record import (  # pyright: ignore[reportMissingImports]  # noqa: E402
 )
 
 from foveal.eval_result import write_json  # noqa: E402
-from foveal.recipe import Recipe, check_recipe, load_sft_recipe, run_sft_recipe  # noqa: E402
+from foveal.recipe import Recipe, check_recipe  # noqa: E402
 
 SECOND_HALF = "nlvr_second_half.parquet"
-STARTS = {"boxes": "boxes_start"}
-"""Recipes that start from a model of their own, and the supervised recipe that makes it."""
 TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -86,7 +83,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--drawn-rows", type=int, default=DRAWN_ROWS, help="held-out, of a drawn task and level")
     add("--reach", type=float, nargs="+", default=TARGETS, help="mean rewards to time")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every recipe")
-    add("--set-start", nargs="+", default=[], metavar="KEY=VALUE", help="for supervised starts")
     add("--commit", default=None, help="what is measured, where there is no git")
     return parser.parse_args(argv)
 
@@ -122,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         print(f"[{place}/{len(waiting)}, {spent:.0f} s] {run_name(name, seed, system)}", flush=True)
         try:
-            one_run(name, seed, system, asked, arguments, origin)
+            one_run(name, seed, system, asked, origin)
         except Exception:
             # Whatever stops one run on a card that is paid for must not stop the others.
             traceback.print_exc()
@@ -185,17 +181,10 @@ def is_there(recipe: str, seed: int, system: str, asked: Asked) -> bool:
     return True
 
 
-def one_run(
-    name: str,
-    seed: int,
-    system: str,
-    asked: Asked,
-    arguments: argparse.Namespace,
-    origin: dict[str, Any],
-) -> None:
+def one_run(name: str, seed: int, system: str, asked: Asked, origin: dict[str, Any]) -> None:
     """Run, measure, and write the folder of the run; ``run.json`` comes last."""
     started = time.perf_counter()
-    recipe = recipe_of(asked, name, seed, start_of(name, asked, arguments))
+    recipe = recipe_of(asked, name, seed)
     learned = (run_foveal if system == "foveal" else run_trl)(recipe, asked)
     folder = asked.out / "runs" / run_name(name, seed, system)
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,27 +223,6 @@ def rollout_size(recipe: Recipe) -> int:
     train = recipe.train
     step = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
     return train.get("generation_batch_size") or step
-
-
-def start_of(name: str, asked: Asked, arguments: argparse.Namespace) -> Path:
-    """The model that a recipe starts from; a supervised start is made once."""
-    if name not in STARTS:
-        return asked.model
-    folder = asked.out / "starts" / STARTS[name]
-    if not (folder / "config.json").is_file():
-        print(f"supervised start {STARTS[name]}", flush=True)
-        recipe = load_sft_recipe(
-            asked.recipes / "sft" / f"{STARTS[name]}.yaml",
-            [
-                f"model.model_name={json.dumps(str(asked.model.absolute()))}",
-                f"data.train={json.dumps(str(asked.out / 'data' / f'{STARTS[name]}.parquet'))}",
-                f"train.output_dir={json.dumps(str(folder))}",
-                f"train.use_cpu={json.dumps(not torch.cuda.is_available())}",
-                *arguments.set_start,
-            ],
-        )
-        run_sft_recipe(recipe)
-    return folder
 
 
 def finish(out: Path) -> None:

@@ -2,7 +2,6 @@
 
     count_train, count_held_out      how many objects
     boxes_train, boxes_held_out      where they are
-    boxes_start                      rows with completions, of the first half's pictures
     mixture_held_out                 drawn rows of three tasks at two levels
 
 A picture's hash alone says to which part it belongs, so no picture is in two of them, in whichever
@@ -13,19 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cold_start_data import HELD_OUT_SEED, INSTRUCTION, half_of, write_half
+from cold_start_data import HELD_OUT_SEED, half_of, instructed, write_half
 
 from foveal.data import load_rows
 from foveal.tasks import get_task
 
-BOXES_INSTRUCTION = "Answer in <answer> tags as [[x1,y1,x2,y2],...]."
-INSTRUCTIONS = {"count": INSTRUCTION, "boxes": BOXES_INSTRUCTION}
+TASKS = ("count", "boxes")
 HELD_OUT_OF_256 = 64
 """A quarter of the second half's pictures is held out."""
 DRAWN_TASKS, DRAWN_LEVELS, DRAWN_ROWS = ("shapes", "cells", "clocks"), (1, 2, 3), 40
@@ -36,8 +33,8 @@ def write_data(source: Path | None, folder: Path, drawn_rows: int = DRAWN_ROWS) 
     """Write what is not there yet.
 
     Args:
-        source: parquet file of the NLVR pack, or the ``nlvr_second_half.parquet`` of a cold start,
-            which has no boxes; None writes drawn rows alone.
+        source: parquet file of the NLVR pack, or the ``nlvr_second_half.parquet`` of a cold start;
+            None writes drawn rows alone.
         folder: made if need be.
         drawn_rows: of each task and level.
 
@@ -52,20 +49,16 @@ def write_data(source: Path | None, folder: Path, drawn_rows: int = DRAWN_ROWS) 
     files: list[Path] = []
     if source is not None:
         rows = [dict(row) for row in _raw(source)]
-        tasks = [task for task in INSTRUCTIONS if any(row["task"] == task for row in rows)]
-        for task in tasks:
+        for task in (task for task in TASKS if any(row["task"] == task for row in rows)):
             for part in ("train", "held_out"):
                 files.append(_write(folder / f"{task}_{part}.parquet", part_of(rows, task, part)))
-        if "boxes" in tasks:
-            start = [with_boxes(row) for row in part_of(rows, "boxes", "start")]
-            files.append(_write(folder / "boxes_start.parquet", start))
     files.append(_write(folder / "mixture_held_out.parquet", drawn_held_out(drawn_rows)))
     return files
 
 
 def part_of(rows: list[dict[str, Any]], task: str, part: str) -> list[dict[str, Any]]:
     """Rows of a task in "start", "train" or "held_out", with the task's instruction."""
-    return [asked(row) for row in rows if row["task"] == task and part_name(row) == part]
+    return [instructed(row) for row in rows if row["task"] == task and part_name(row) == part]
 
 
 def part_name(row: dict[str, Any]) -> str:
@@ -75,22 +68,6 @@ def part_name(row: dict[str, Any]) -> str:
     # Another byte than the one that halves.
     place = hashlib.sha256(row["images"][0]["bytes"]).digest()[1]
     return "held_out" if place < HELD_OUT_OF_256 else "train"
-
-
-def asked(row: dict[str, Any]) -> dict[str, Any]:
-    """A row whose problem says how to answer; the cold start's rows say so already."""
-    instruction = INSTRUCTIONS[row["task"]]
-    problem = row["problem"].rstrip()
-    if not problem.endswith(instruction):
-        problem = f"{problem} {instruction}"
-    return {**row, "problem": problem}
-
-
-def with_boxes(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with its bare boxes as the completion to learn."""
-    boxes = [thing["bbox_2d"] for thing in json.loads(row["answer"])]
-    answer = json.dumps(boxes, separators=(",", ":"))
-    return {**row, "completion": f"<answer>{answer}</answer>"}
 
 
 def drawn_held_out(count: int) -> list[dict[str, Any]]:

@@ -78,14 +78,13 @@ class Clock(TrainerCallback):
         self._last = _now()
 
 
-def recipe_of(asked: Asked, name: str, seed: int, model: Path | None = None) -> Recipe:
+def recipe_of(asked: Asked, name: str, seed: int) -> Recipe:
     """A recipe with the folders, the model and the seed of a run.
 
     Args:
         asked: what all runs share.
         name: of a file in the folder of recipes.
         seed: of the adapter, the order of rows and the sampling.
-        model: to start from; ``asked.model`` if None.
 
     Raises:
         ValueError: as ``load_recipe``.
@@ -93,7 +92,7 @@ def recipe_of(asked: Asked, name: str, seed: int, model: Path | None = None) -> 
     path = asked.recipes / f"{name}.yaml"
     plain = load_recipe(path)
     own = [
-        f"model.model_name={json.dumps(str((model or asked.model).absolute()))}",
+        f"model.model_name={json.dumps(str(asked.model.absolute()))}",
         f"train.output_dir={json.dumps(str(asked.out / 'work' / f'{name}-{seed}'))}",
         f"train.seed={seed}",
         f"train.use_cpu={json.dumps(not torch.cuda.is_available())}",

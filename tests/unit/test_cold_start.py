@@ -17,6 +17,8 @@ from foveal.testing import save_tiny
 from tests.conftest import REPOSITORY
 from tests.samples import picture
 
+BOXES = '[{"bbox_2d":[1,2,20,30],"label":"blue square"}]'
+
 
 @pytest.fixture
 def script(monkeypatch):
@@ -47,7 +49,7 @@ def nlvr(tmp_path):
         held = io.BytesIO()
         picture(number, 60, 56).save(held, format="PNG")
         images = [{"bytes": held.getvalue(), "path": f"{number}.png"}]
-        for task, answer in (("count", "2"), ("true_false", "true"), ("boxes", "[]")):
+        for task, answer in (("count", "2"), ("true_false", "true"), ("boxes", BOXES)):
             problem = f"<image>A question of {task}?"
             rows.append({"images": images, "problem": problem, "answer": answer, "task": task})
     path = tmp_path / "nlvr.parquet"
@@ -103,7 +105,7 @@ def test_the_halves_of_nlvr_share_no_picture_and_leave_none_out(script, nlvr, tm
     halves = [list(data.nlvr_half(nlvr, half)) for half in (0, 1)]
     pictures = [{row["images"][0]["bytes"] for row in half} for half in halves]
     assert not pictures[0] & pictures[1] and len(pictures[0] | pictures[1]) == 8
-    assert all(pictures) and sum(map(len, halves)) == 16  # the boxes are left out
+    assert all(pictures) and sum(map(len, halves)) == 24
     data.write_half(tmp_path / "half.parquet", halves[1])
     again = load_rows(tmp_path / "half.parquet")
     assert len(again) == len(halves[1])
@@ -111,9 +113,9 @@ def test_the_halves_of_nlvr_share_no_picture_and_leave_none_out(script, nlvr, tm
     assert isinstance(row.images[0], Image.Image)
     assert row.messages[0]["content"][-1]["text"].endswith("Answer in <answer> tags.")
     # What is taught earns the reward that the second half is trained with.
-    taught = [data.with_completion(one, i) for i, one in enumerate(halves[0])]
-    texts, answers = ([one[key] for one in taught] for key in ("completion", "answer"))
-    assert resolve("exact_answer")(completions=texts, answer=answers) == [1.0] * len(taught)
+    for one in map(data.with_completion, halves[0]):
+        reward = resolve("boxes_iou" if one["task"] == "boxes" else "exact_answer")
+        assert reward(completions=[one["completion"]], answer=[one["answer"]]) == [1.0]
 
 
 def test_the_mixture_has_its_shares_and_does_without_nlvr(script, nlvr):
@@ -135,4 +137,11 @@ def test_one_command_goes_from_a_checkpoint_to_a_warm_one(script, nlvr, tmp_path
     cold_start.main()
     assert (out / "nlvr_second_half.parquet").is_file() and (out / "config.json").is_file()
     found = json.loads((out / "cold_start.json").read_text())
-    assert set(found) == {"shapes", "cells", "clocks", "nlvr count", "nlvr true_false"}
+    assert set(found) == {
+        "shapes",
+        "cells",
+        "clocks",
+        "nlvr count",
+        "nlvr true_false",
+        "nlvr boxes",
+    }

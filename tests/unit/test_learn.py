@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from foveal.data import load_rows
-from foveal.recipe import load_recipe, load_sft_recipe
-from foveal.rewards import resolve
+from foveal.recipe import load_recipe
 from foveal.testing import save_tiny
 from foveal.train import GRPOConfig
 from tests.conftest import REPOSITORY
@@ -72,20 +71,15 @@ def pictures_of(path):
 def test_no_picture_is_in_two_parts_of_the_split_and_none_is_lost(script, nlvr, tmp_path):
     data = script("learn_data")
     data.write_data(nlvr, tmp_path / "data", drawn_rows=1)
-    names = ("boxes_start", "boxes_train", "boxes_held_out")
-    start, train, held_out = (pictures_of(tmp_path / "data" / f"{n}.parquet") for n in names)
+    cold = importlib.import_module("cold_start_data")
+    start = {row["images"][0]["bytes"] for row in cold.nlvr_half(nlvr, 0)}
+    names = ("boxes_train", "boxes_held_out")
+    train, held_out = (pictures_of(tmp_path / "data" / f"{n}.parquet") for n in names)
     assert not (start & train or start & held_out or train & held_out)
     assert len(start | train | held_out) == PICTURES
-    # Counting and boxes are split alike, so a start on the ones cannot leak into the others.
+    # Counting and boxes are split alike, so learning the ones cannot leak into the others.
     assert pictures_of(tmp_path / "data" / "count_held_out.parquet") == held_out
     assert pictures_of(tmp_path / "data" / "count_train.parquet") == train
-
-
-def test_the_start_of_boxes_writes_what_the_reward_pays_for(script, nlvr, tmp_path):
-    script("learn_data").write_data(nlvr, tmp_path / "data", drawn_rows=1)
-    row = load_rows(tmp_path / "data" / "boxes_start.parquet").rows[0]
-    assert resolve("boxes_iou")(completions=[row["completion"]], answer=[row["answer"]]) == [1.0]
-    assert row["problem"].endswith("as [[x1,y1,x2,y2],...].")
 
 
 def test_rows_of_a_cold_start_keep_one_instruction(script, nlvr, tmp_path):
@@ -93,9 +87,11 @@ def test_rows_of_a_cold_start_keep_one_instruction(script, nlvr, tmp_path):
     half = tmp_path / "half.parquet"
     cold.write_half(half, list(cold.nlvr_half(nlvr, 1)))
     files = data.write_data(half, tmp_path / "data", drawn_rows=1)
-    assert {path.stem for path in files} == {"count_train", "count_held_out", "mixture_held_out"}
-    problem = load_rows(files[0]).rows[0]["problem"]
-    assert problem.count(cold.INSTRUCTION) == 1
+    names = {f"{task}_{part}" for task in data.TASKS for part in ("train", "held_out")}
+    assert {path.stem for path in files} == {*names, "mixture_held_out"}
+    for path in files[:-1]:
+        row = load_rows(path).rows[0]
+        assert row["problem"].count(cold.INSTRUCTIONS[row["task"]]) == 1
 
 
 def test_every_recipe_has_known_keys_and_logs_the_kl():
@@ -104,8 +100,6 @@ def test_every_recipe_has_known_keys_and_logs_the_kl():
         config = GRPOConfig(**{**recipe.train, "use_cpu": True})
         assert 0 < config.beta < 1e-6 and config.logging_steps == 1, path.name
         assert config.generation_batch_size == 128, path.name
-    for path in (RECIPES / "sft").glob("*.yaml"):
-        load_sft_recipe(path)
 
 
 @pytest.mark.parametrize(
