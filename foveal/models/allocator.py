@@ -19,11 +19,14 @@ def grow_segments() -> bool:
 
     Returns:
         Whether it was set; not where the environment says how, where the GPU is in use already,
-        or where torch cannot do it (outside of Linux).
+        or where torch cannot do it (outside of Linux, or a version without the setting).
     """
     taken = any(name in os.environ for name in NAMES)
     if taken or not sys.platform.startswith("linux") or torch.cuda.is_initialized():
         return False
-    # Torch reads it when the GPU is first used.
-    os.environ[NAMES[0]] = "expandable_segments:True"
+    # Torch reads the environment when it is imported, so that comes too late here.
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    if change is None:
+        return False
+    change("expandable_segments:True")
     return True

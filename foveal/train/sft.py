@@ -177,7 +177,7 @@ class SFTTrainer(Run):
         self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
     ) -> Tensor:
         """Forward and backward of one micro-step's rows."""
-        batch: Batch = inputs
+        batch: Batch = inputs.to(self.args.device)
         model.train()
         with self.meter("train"):
             loss, stats = learn(
@@ -233,7 +233,9 @@ class SFTTrainer(Run):
                 examples, RowOrder(len(examples), size, shuffle=False, seed=0)
             ):
                 part, count = total_loss(
-                    self.policy, batch.examples(), tokens_at_once=self.config.pass_tokens
+                    self.policy,
+                    batch.to(self.args.device).examples(),
+                    tokens_at_once=self.config.pass_tokens,
                 )
                 total, tokens = total + part, tokens + count
         return total / tokens

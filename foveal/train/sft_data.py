@@ -90,6 +90,14 @@ class Batch:
     def tokens(self) -> int:
         return sum(example.num_tokens for example in self.bare)
 
+    def pin_memory(self) -> Batch:
+        """The same with pixels from which a copy to the device waits for nothing."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with pixels on ``device``: one copy for all pictures."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
     def examples(self) -> list[Example]:
         """The examples, their pictures views of ``pixels``."""
         sizes = [torch.Size(shape).numel() for shape in self.shapes]
@@ -186,6 +194,7 @@ def loader(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         persistent_workers=persistent and workers > 0,
+        pin_memory=torch.cuda.is_available(),
         # Workers are seeded from it and not from the run's own state, so resume is exact.
         generator=torch.Generator().manual_seed(0),
     )

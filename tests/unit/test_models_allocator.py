@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -16,29 +14,27 @@ def nobody_has_decided(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr("sys.platform", "linux")
-    # So that what is set is taken back after the test.
-    monkeypatch.setenv(NAMES[0], "")
-    monkeypatch.delenv(NAMES[0])
+    said: list[str] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", said.append, raising=False)
+    return said
 
 
-@pytest.mark.usefixtures("nobody_has_decided")
-def test_segments_grow_unless_somebody_has_decided_otherwise(monkeypatch):
+def test_segments_grow_unless_somebody_has_decided_otherwise(nobody_has_decided, monkeypatch):
     assert grow_segments()
-    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    # Torch read the environment when it was imported: only telling it acts.
+    assert nobody_has_decided == ["expandable_segments:True"]
     for name in NAMES:
         with monkeypatch.context() as patch:
-            patch.delenv("PYTORCH_ALLOC_CONF", raising=False)
             patch.setenv(name, "max_split_size_mb:512")
             assert not grow_segments(), "a user's own setting would be lost"
-            assert os.environ[name] == "max_split_size_mb:512"
+            assert len(nobody_has_decided) == 1
 
 
-@pytest.mark.usefixtures("nobody_has_decided")
 @pytest.mark.parametrize("reason", ["in use", "windows"])
-def test_nothing_is_set_where_it_would_not_act(monkeypatch, reason):
+def test_nothing_is_set_where_it_would_not_act(nobody_has_decided, monkeypatch, reason):
     if reason == "in use":
         monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     else:
         monkeypatch.setattr("sys.platform", "win32")
     assert not grow_segments()
-    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert not nobody_has_decided
