@@ -277,9 +277,7 @@ class TrainingStack:
             layer = decoder.layers[number]
             return layer_again(decoder, layer, x_ND, angles[layer.rotary], partial(attend, number))
 
-        return kept_layers(
-            x_ND, PackedInputs(kept, decoder.device), len(decoder.layers), again
-        )
+        return kept_layers(x_ND, PackedInputs(kept, decoder.device), len(decoder.layers), again)
 
     def _attend_prompts(
         self, lengths: Sequence[int], masks: Sequence[dict[str, Tensor] | None], number: int,

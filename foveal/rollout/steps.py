@@ -184,7 +184,7 @@ class Steps:
         tasks = [
             task
             for bucket, step in steps
-            for task in step.warm_tasks(*self._inputs(bucket), self._kept(bucket, keeping))
+            for task in step.warm_tasks(*self._inputs(bucket), kept=self._kept(bucket, keeping))
         ]
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda task: task(), tasks))

@@ -265,9 +265,7 @@ def _completions(
     target_N = torch.tensor([token for ids in completions for token in ids])
     with autocast(stack.model):
         logprob_N, entropy_N = head_logprob(
-            stack.completion_forward(
-                prompts, groups, None if not kept or None in kept else kept
-            ),
+            stack.completion_forward(prompts, groups, None if not kept or None in kept else kept),
             stock_model(stack.model).get_output_embeddings().weight,
             to_device(target_N, stack.decoder.device),
             temperature=temperature,
