@@ -182,9 +182,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.tokens < 2 or arguments.repeats < 1:
         parser.error("--tokens must be at least 2 and --repeats at least 1")
     if "captured" in arguments.policy:
-        parser.error(
-            "the policy captured needs a rollout: python benchmarks/step.py --policy captured"
-        )
+        parser.error("captured needs a rollout: python benchmarks/step.py --policy captured")
     arguments.runs = [
         (case, system, policy)
         for case in arguments.cases

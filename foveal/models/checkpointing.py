@@ -67,9 +67,9 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing, *, by_default: bo
             again; stock modules have no room for such a choice, and with them, in the plain pass
             and in a trained tower, it means the same as True. "captured" takes each layer's
             inputs for completions from the rollout, which ``GRPOTrainer`` asks to keep them
-            (``foveal.train.captured``); for all else it means the same as True. "auto" leaves the choice to
-            ``GRPOTrainer``, which plans each window on a GPU (``foveal.train.planning``); until
-            then, and everywhere else, it means the same as True.
+            (``foveal.train.captured``); for all else it means the same as True. "auto" leaves the
+            choice to ``GRPOTrainer``, which plans each window on a GPU
+            (``foveal.train.planning``); until then, and everywhere else, it means the same as True.
         by_default: nobody asked for it, so a run's own setting goes first.
 
     Returns:
