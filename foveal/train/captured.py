@@ -121,7 +121,7 @@ def _cosines(
     sums = {part: torch.stack(found).sum(0).tolist() for part, found in dots.items()}
     return {
         part: ab / max((aa * bb) ** 0.5, torch.finfo(torch.float64).tiny)
-        for part, (ab, aa, bb) in sorted(sums.items())
+        for part, (ab, aa, bb) in sums.items()
         if aa or bb
     }
 
