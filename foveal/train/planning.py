@@ -92,7 +92,8 @@ class TrainingPlanner:
         free, margin = free_bytes(device)
         asked = max(tokens_at_once(rows, settings) for rows in steps)
         if settings.tokens_at_once is None and asked < ROOMY_TOKENS:
-            policy: Policy = True if self.asked == "auto" else self.asked
+            # The first window of "captured" is computed with full checkpointing as well.
+            policy: Policy = True if self.asked in ("auto", "captured") else self.asked
             peak = predict(sizes, layout_at(ROOMY_TOKENS), policy).peak_bytes
             roomy = ROOMY_TOKENS if peak + sizes.missing_states <= free // 2 else None
         if self.asked != "auto":

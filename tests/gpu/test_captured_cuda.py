@@ -74,7 +74,9 @@ def test_a_replayed_graph_keeps_what_the_eager_step_keeps(checkpoint, dtype):
         # Asked for nothing, the same engine keeps nothing and draws the same.
         assert ids_of(captured.generate(some, n, sampling)) == ids_of(groups)
     assert captured.captures > 0 and eager.captures == 0
-    assert (captured._runner.steps.why_plain is None) is (dtype != torch.float32)
+    runner = captured._runner
+    assert runner is not None
+    assert (runner.steps.why_plain is None) is (dtype != torch.float32)
 
 
 @every_type
