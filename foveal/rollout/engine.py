@@ -355,7 +355,9 @@ class Engine:
         pages = self.budget.pages(
             wanted, runner.page_bytes, runner.device, requests, runner.held, reserved
         )
-        if self._scheduler is not None and self._scheduler.pool.size >= pages:
+        held = 0 if self._scheduler is None else self._scheduler.pool.size
+        # A larger cache than this would take the room that layer inputs need.
+        if self._scheduler is not None and (held == pages or (held > pages and not reserved)):
             return self._scheduler
         self.standby()
         runner.wake(pages + 1)

@@ -29,6 +29,8 @@ from foveal.train.plain_pass import Row
 
 LEAST_COSINE = 0.999
 """Of each layer's gradient with that of full checkpointing."""
+CHUNK = 1 << 24
+"""Numbers that are compared at a time, in float64."""
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 Learn = Callable[[Sequence[Row]], Any]
@@ -115,9 +117,9 @@ def _cosines(
         if a is None or b is None:
             assert a is None and b is None, f"only one pass gave {name} a gradient"
             continue
-        # Products of float32 in float64: rows of very different size add up.
-        a, b = a.flatten().double(), b.flatten().double()
-        dots[parts[name]].append(torch.stack([a @ b, a @ a, b @ b]))
+        for pair in zip(a.flatten().split(CHUNK), b.flatten().split(CHUNK), strict=True):
+            a, b = (x.double() for x in pair)
+            dots[parts[name]].append(torch.stack([a @ b, a @ a, b @ b]))
     sums = {part: torch.stack(found).sum(0).tolist() for part, found in dots.items()}
     return {
         part: ab / max((aa * bb) ** 0.5, torch.finfo(torch.float64).tiny)

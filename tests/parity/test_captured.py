@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.models import training_layer
+from foveal.models import training_layer, training_stack
 from foveal.models.checkpointing import set_checkpointing
 from foveal.models.family import language_model
 from foveal.models.forward import FeatureCache
@@ -137,8 +137,15 @@ def learner(model: Any) -> Any:
     return learn
 
 
-def test_layers_on_the_way_back_compute_in_the_arithmetic_of_the_pass(family):
-    """16-bit weights under float32 adapters: without autocast there torch would refuse."""
+def test_layers_on_the_way_back_compute_in_the_arithmetic_of_the_pass(family, monkeypatch):
+    """16-bit weights under float32 adapters: products of both are 16 bit by autocast alone."""
+    again, autocasts = training_stack.layer_again, []
+
+    def spy(*args: Any) -> torch.Tensor:
+        autocasts.append(torch.is_autocast_enabled("cpu"))
+        return again(*args)
+
+    monkeypatch.setattr(training_stack, "layer_again", spy)
     model, processor = our_model(family, vision=False)
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -146,6 +153,7 @@ def test_layers_on_the_way_back_compute_in_the_arithmetic_of_the_pass(family):
     data = drawn_rows(model, processor)
     set_checkpointing(model, "captured")
     found, _ = agreement(model, data, learner(model))
+    assert autocasts and all(autocasts)
     # Tiny models round unevenly.
     assert all(0.99 < cosine < 1 for cosine in found.cosines.values()), found.cosines
 

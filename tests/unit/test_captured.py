@@ -34,11 +34,12 @@ SAMPLED = SamplingParams(max_tokens=6, seed=3)
 # -------------------------------------------------------------------------------- where they lie
 
 
+@pytest.mark.parametrize("all_long", [False, True])
 @pytest.mark.parametrize(("rows", "tokens", "at_once", "burst"), [
-    (1, 1, 1, 16), (7, 2, 3, 16), (40, 700, 32, 16), (160, 300, 128, 16), (5, 90, 5, 4),
+    (1, 1, 1, 16), (7, 2, 3, 16), (40, 220, 32, 16), (160, 300, 128, 16), (5, 90, 5, 4),
 ])  # fmt: skip
 def test_every_token_has_its_own_place_and_no_rollout_takes_more_than_its_demand(
-    rows, tokens, at_once, burst, monkeypatch
+    rows, tokens, at_once, burst, all_long
 ):
     """Rows of any length, let in as others end, through the real scheduler."""
     decoder: Any = type("Decoder", (), {
@@ -53,7 +54,8 @@ def test_every_token_has_its_own_place_and_no_rollout_takes_more_than_its_demand
     scheduler.add(request)
     generator = torch.Generator().manual_seed(0)
     ends = torch.randint(1, tokens + 1, (rows,), generator=generator).tolist()
-    ends[0] = tokens
+    if all_long:
+        ends = [tokens] * rows
     places: set[tuple[int, int]] = set()
     for _ in range(10**6):
         if not scheduler.unfinished:
@@ -94,6 +96,7 @@ def test_without_being_asked_nothing_is_kept_and_a_step_is_the_plain_one():
     prompts = ragged_prompts(model, processor)
     sampler = Engine(model, processor.tokenizer)
     before = sampler.generate(prompts, 2, SAMPLED)
+    assert not any(keeping for _, keeping in sampler._runner.steps._steps)  # pyright: ignore
     with sampler.keeping_layer_inputs():
         kept = sampler.generate(prompts, 2, SAMPLED)
     assert sampler.generate(prompts, 2, SAMPLED) == kept == before
@@ -132,6 +135,17 @@ def test_a_rollout_whose_layer_inputs_do_not_fit_is_refused_with_numbers(monkeyp
     monkeypatch.setattr(budget, "CPU_BYTES", places * token_bytes)
     with sampler.keeping_layer_inputs(), pytest.raises(ValueError, match="of layer inputs; lower"):
         sampler.generate(prompts, 64, long)
+
+
+def test_a_larger_cache_gives_way_to_layer_inputs():
+    model, processor = tiny("qwen2_5_vl")
+    prompts = ragged_prompts(model, processor)
+    sampler = Engine(model, processor.tokenizer)
+    sampler.generate(prompts, 9, SAMPLED)
+    large = sampler._scheduler.pool.size  # pyright: ignore
+    with sampler.keeping_layer_inputs():
+        sampler.generate(prompts, 2, SAMPLED)
+    assert sampler._scheduler.pool.size < large  # pyright: ignore
 
 
 def test_the_plan_lists_what_was_kept_and_keeps_nothing_of_completions_itself(
