@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                                    # Qwen2.5-VL-7B, 4x8, 1024 tokens
     python benchmarks/step.py --policy offload --pass-tokens 8192
+    python benchmarks/step.py --policy captured                  # layer inputs from the rollout
     python benchmarks/step.py --peer trl                         # the same through TRL
     python benchmarks/step.py --peer trl-vllm --vllm-memory 0.3
     python benchmarks/step.py --scale tiny --layers 2 --new-tokens 6 --prompts 1 --completions 2
@@ -132,6 +133,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[str, Record]:
         "sampling_logp_difference_mean": logs["sampling/sampling_logp_difference/mean"],
         "sampling_logp_difference_max": logs["sampling/sampling_logp_difference/max"],
     }
+    if trainer.captured.agreement is not None:
+        cosines = result["gradient_cosines"] = trainer.captured.agreement.cosines
+        for part, cosine in cosines.items():
+            print(f"cosine with full checkpointing, {part}: {cosine:.6f}", flush=True)
     if torch.cuda.is_available():
         result["allocated_gib"] = max(v for k, v in logs.items() if k.startswith("memory/"))
     system = f"foveal, {arguments.training_pass} pass, {arguments.policy}"

@@ -181,6 +181,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.tokens < 2 or arguments.repeats < 1:
         parser.error("--tokens must be at least 2 and --repeats at least 1")
+    if "captured" in arguments.policy:
+        parser.error("captured needs a rollout: python benchmarks/step.py --policy captured")
     arguments.runs = [
         (case, system, policy)
         for case in arguments.cases

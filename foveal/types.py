@@ -77,6 +77,9 @@ class Completion:
     rollout_logprob: tuple[float, ...] | None = None
     """Log-probability of each token as the sampler saw it, under the trainer's definition:
     softmax(logits / temperature) over the whole vocabulary, before any truncation."""
+    layer_inputs: Any = field(default=None, compare=False, repr=False)
+    """What its tokens put into each layer in the rollout (``foveal.models.layer_inputs``), where
+    the engine was asked to keep it: it lies in GPU memory until it is let go."""
 
     def __post_init__(self) -> None:
         assert self.ids, "a completion holds at least one token"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveal.kernels.decode_attention import PAGE, PagedRows, triton_type
+from foveal.kernels.kept_rows import KeptRows
 
 
 def rms_norm_reference(
@@ -57,6 +58,8 @@ def residual_norm(
     eps: float,
     add_one: bool,
     after_D: Tensor | None = None,
+    kept: KeptRows | None = None,
+    layer: int = 0,
 ) -> None:
     """Add to the residual stream in place and write its norm.
 
@@ -66,12 +69,15 @@ def residual_norm(
         before_D: norm weight of the product that follows.
         out_BD: written, in 16 bit.
         after_D: norm weight of what is added (Gemma), or None.
+        kept: where a copy of the sum goes, as with ``kept_rows.keep_rows``; None keeps none.
+        layer: under which number it is kept.
     """
     import triton
 
     from foveal.kernels.decode_fused_triton import residual_norm_kernel
 
     rows, D = residual_BD.shape
+    assert kept is None or (parts_SBD is not None and kept.dtype == residual_BD.dtype)
     block = triton.next_power_of_2(D)
     residual_norm_kernel[(rows,)](
         residual_BD if parts_SBD is None else parts_SBD,
@@ -82,10 +88,14 @@ def residual_norm(
         rows,
         D,
         eps,
+        *((residual_BD,) * 3 if kept is None else (kept.address, kept.first_B, kept.cached_B)),
+        0 if kept is None else layer * D,
+        0 if kept is None else kept.layers * D,
         SPLIT=0 if parts_SBD is None else parts_SBD.shape[0],
         BLOCK_D=block,
         AFTER=after_D is not None,
         ADD_ONE=add_one,
+        KEEP=kept is not None,
         num_warps=min(16, max(1, block // 256)),
     )
 

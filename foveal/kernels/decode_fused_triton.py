@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from foveal.kernels.kept_rows_triton import keep_row
+
 
 @triton.jit
 def _normed(x, weight_ptr, at, real, D, eps, ADD_ONE: tl.constexpr, HALF: tl.constexpr):
@@ -20,7 +22,9 @@ def _normed(x, weight_ptr, at, real, D, eps, ADD_ONE: tl.constexpr, HALF: tl.con
 @triton.jit
 def residual_norm_kernel(
     parts_ptr, residual_ptr, out_ptr, after_ptr, before_ptr, rows, D, eps,
+    address_ptr, first_ptr, cached_ptr, kept_offset, kept_stride,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, AFTER: tl.constexpr, ADD_ONE: tl.constexpr,
+    KEEP: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK_D)
@@ -37,6 +41,11 @@ def residual_norm_kernel(
             y = _normed(y, after_ptr, at, real, D, eps, ADD_ONE, half).to(tl.float32)
         x = (x + y).to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + here, x, mask=real)
+        if KEEP:
+            keep_row(
+                x, at, real, row, address_ptr, first_ptr, cached_ptr, kept_offset, kept_stride,
+                residual_ptr.dtype.element_ty,
+            )  # fmt: skip
         x = x.to(tl.float32)
     tl.store(out_ptr + here, _normed(x, before_ptr, at, real, D, eps, ADD_ONE, half), mask=real)
 

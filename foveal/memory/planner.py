@@ -36,13 +36,14 @@ ADAM_BYTES = 8
 """Of an optimizer's state, a parameter: two moments in float32, the most that is common."""
 FLOAT32 = 4
 
-Policy = bool | Literal["selective", "offload"]
+Policy = bool | Literal["selective", "offload", "captured"]
 """As of ``foveal.models.checkpointing.set_checkpointing``."""
 FASTEST_FIRST: tuple[Policy, ...] = (False, "selective", True, "offload")
 """On an H100, a 7B model with 32 completions of 1,024 tokens: 3.12, 3.29 and 3.86 s; "offload" is
-"full" and copies over the bus."""
+"full" and copies over the bus. "captured" is never chosen: a rollout has to be asked for it."""
 NAMES: dict[Policy, str] = {
     False: "none", "selective": "selective", True: "full", "offload": "offload",
+    "captured": "captured",
 }  # fmt: skip
 
 Kind = Literal["stream", "product", "float32"]
@@ -162,6 +163,8 @@ class Plan:
     """That the pass may take, less the margin."""
     within_margin: bool = False
     """The pass fits only if nothing else takes of the margin."""
+    captured_bytes: int = 0
+    """What the rollout has kept for the pass; it is there before and no part of the prediction."""
 
     @property
     def line(self) -> str:
@@ -174,6 +177,8 @@ class Plan:
         )
         if self.pass_tokens is not None:
             line += f" (pieces were made smaller: pass_tokens={self.pass_tokens})"
+        if self.captured_bytes:
+            line += f", beside {self.captured_bytes / GIB:.2f} GiB of the rollout's layer inputs"
         return line + (" and a margin that this reaches into" if self.within_margin else "")
 
 
@@ -189,9 +194,9 @@ def kept_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> 
         prompt: of a prompt's token; else of a completion's.
     """
     kept = _all_tensors(sizes, prompt)
-    if policy == "offload":
+    if policy == "offload" or (policy == "captured" and not prompt):
         return {}
-    if policy is True:
+    if policy is True or policy == "captured":
         return {"x": kept["x"]}
     if policy == "selective":
         again = ("x normed", "x' normed", "gate", "up", "act(gate) up")
@@ -229,6 +234,12 @@ def _all_tensors(s: ModelSizes, prompt: bool) -> Tensors:
         kept["k and v of every head"] = (2 * Q, "product")
         kept["attended, prompt by prompt"] = (Q, "product")
     return kept
+
+
+def captured_bytes(sizes: ModelSizes, tokens: int) -> int:
+    """Streams that a rollout keeps for the policy "captured", of so many fed tokens: one a layer
+    (``foveal.models.layer_inputs``)."""
+    return tokens * sizes.layers * sizes.hidden * sizes.stream_bytes
 
 
 def working_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> Tensors:

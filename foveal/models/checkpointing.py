@@ -25,12 +25,13 @@ _WORDS: dict[Checkpointing, str] = {
     True: "twice, inputs kept",
     "offload": "twice, inputs in host memory",
     "selective": "twice in their cheap parts",
+    "captured": "twice, completions once where a rollout has kept the inputs",
     "auto": "twice, inputs kept, until a run on a GPU plans it",
 }
 
 
 def parse_checkpointing(value: Any) -> Checkpointing:
-    """True, False, "selective", "offload" ("unsloth" means the same) or "auto".
+    """True, False, "selective", "offload" ("unsloth" means the same), "captured" or "auto".
 
     Raises:
         ValueError: for anything else.
@@ -41,12 +42,14 @@ def parse_checkpointing(value: Any) -> Checkpointing:
         return "offload"
     if value == "selective":
         return "selective"
+    if value == "captured":
+        return "captured"
     if value == "auto":
         return "auto"
     raise ValueError(
         f"use_gradient_checkpointing is {value!r}; it must be True, False, 'selective' (only "
-        "what is cheap is computed twice), 'offload' (layer inputs in host memory) or 'auto' (the "
-        "fastest that fits)"
+        "what is cheap is computed twice), 'offload' (layer inputs in host memory), 'captured' "
+        "(layer inputs of completions from the rollout) or 'auto' (the fastest that fits)"
     )
 
 
@@ -62,9 +65,11 @@ def set_checkpointing(model: nn.Module, policy: Checkpointing, *, by_default: bo
             everything. "selective" keeps in the pass by groups (``foveal.models.training_layer``)
             what attention needs and computes norms and the feed-forward block's first products
             again; stock modules have no room for such a choice, and with them, in the plain pass
-            and in a trained tower, it means the same as True. "auto" leaves the choice to
-            ``GRPOTrainer``, which plans each window on a GPU (``foveal.train.planning``); until
-            then, and everywhere else, it means the same as True.
+            and in a trained tower, it means the same as True. "captured" takes each layer's
+            inputs for completions from the rollout, which ``GRPOTrainer`` asks to keep them
+            (``foveal.train.captured``); for all else it means the same as True. "auto" leaves the
+            choice to ``GRPOTrainer``, which plans each window on a GPU
+            (``foveal.train.planning``); until then, and everywhere else, it means the same as True.
         by_default: nobody asked for it, so a run's own setting goes first.
 
     Returns:
@@ -98,7 +103,7 @@ def checkpoint_function(policy: Checkpointing, *, draws: bool = True) -> Callabl
     """What calls a layer, ``function(layer, *inputs)``, so that only its inputs are kept.
 
     Args:
-        policy: True, "offload", or "selective" and "auto", which for a whole layer are True.
+        policy: True, "offload", or others, which for a whole layer are True.
         draws: layers may draw random numbers. Where they cannot, keeping the generators' states
             for each would only take the host's time.
     """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from foveal.kernels.decode_attention import PagedRows
 from foveal.kernels.decode_attention_dense import DenseAttention
-from foveal.models.decoder import Decoder, Layer
+from foveal.models.decoder import Decoder, Keep, Layer
 from foveal.models.packed_lora import lora_of
 
 
@@ -145,6 +145,7 @@ class CpuStep:
         arena: Tensor,
         batch: object,
         logits_BV: Tensor,
+        keep: Keep | None = None,
     ) -> None:
         """Write the logits ``[B, V]`` of the next token; keys and values go into the cache.
 
@@ -155,6 +156,7 @@ class CpuStep:
             arena: the cache.
             batch: equal to that of the call before if the rows are.
             logits_BV: written.
+            keep: shown the stream behind each layer, which is changed in place afterwards.
         """
         d, attention = self.decoder, self._attend(rows, arena, batch)
         attention.begin()
@@ -175,6 +177,8 @@ class CpuStep:
             gate, up = both.chunk(2, dim=1)
             act = F.gelu(gate, approximate="tanh") if d.family.gelu else F.silu(gate)
             _join(x, act.mul_(up), parts.down, parts.after_mlp)
+            if keep is not None:
+                keep(number, x)
         attention.finish()
         logits = d.head(self._norm(x))
         if d.softcap is not None:

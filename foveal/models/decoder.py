@@ -21,6 +21,8 @@ from foveal.models.family import family_of, final_softcap, language_model, stock
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(layer, q_BHC, k_BKC, v_BKC) -> out_BHC``: writes the cache and attends."""
+Keep = Callable[[int, Tensor], None]
+"""``keep(layer, x_BD)``: shown the residual stream behind each layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,7 @@ def plain_step(
     rotary: dict[str, tuple[Tensor, Tensor]],
     position_B: Tensor,
     attend: Attend,
+    keep: Keep | None = None,
 ) -> Tensor:
     """Hidden states ``[B, D]`` after the last norm for one token a row, by the stock modules.
 
@@ -161,12 +164,15 @@ def plain_step(
         rotary: tables of :meth:`Decoder.rotary_tables`.
         position_B: rotary position of each token.
         attend: writes keys and values into the cache and attends.
+        keep: shown the stream behind each layer.
     """
     x = decoder.embed(token_B).to(decoder.residual_dtype)
     angles = {kind: (cos[position_B], sin[position_B]) for kind, (cos, sin) in rotary.items()}
     for number, layer in enumerate(decoder.layers):
         q, k, v = attention_inputs(decoder, layer, x, angles[layer.rotary])
         x = attention_outputs(decoder, layer, x, attend(number, q, k, v))
+        if keep is not None:
+            keep(number, x)
     return decoder.norm(x)
 
 

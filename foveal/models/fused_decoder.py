@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from foveal.kernels.decode_attention import PAGE, DecodeAttention, PagedRows
 from foveal.kernels.decode_fused import residual_norm, rotary_cache
+from foveal.kernels.kept_rows import KeptRows
 from foveal.kernels.skinny_linear import GatedLinear, SkinnyLinear
 from foveal.kernels.wide_mlp import WIDE_ROWS, WideMLP, WideRoom
 from foveal.models.decoder import Decoder, Layer
@@ -138,8 +139,12 @@ class FusedStep:
         address: Tensor,
         rows: PagedRows,
         logits_BV: Tensor,
+        kept: KeptRows | None = None,
     ) -> None:
-        """Write the logits ``[B, V]`` of the next token; keys and values go into the cache."""
+        """Write the logits ``[B, V]`` of the next token; keys and values go into the cache.
+
+        With ``kept`` the stream behind each layer goes there, on the way of the norm that adds it.
+        """
         decoder, room, B = self.decoder, self.room, self.rows
         norm: dict[str, Any] = {
             "eps": decoder.eps, "add_one": decoder.family.norm_adds_one
@@ -150,8 +155,9 @@ class FusedStep:
         after: Tensor | None = None
         for number, (layer, products) in enumerate(zip(decoder.layers, self.layers, strict=True)):
             residual_norm(
-                parts, residual, _weight(layer.before_attention), h, after_D=after, **norm
-            )
+                parts, residual, _weight(layer.before_attention), h, after_D=after,
+                kept=kept if number else None, layer=number - 1, **norm,
+            )  # fmt: skip
             qkv = room.view(products.qkv)
             products.qkv(h, qkv)
             cos, sin = rotary[layer.rotary]
@@ -172,7 +178,10 @@ class FusedStep:
             )  # fmt: skip
             parts = self._mlp(products.mlp, h)
             after = _optional(layer.after_mlp)
-        residual_norm(parts, residual, _weight(decoder.norm), h, after_D=after, **norm)
+        residual_norm(
+            parts, residual, _weight(decoder.norm), h, after_D=after,
+            kept=kept, layer=len(decoder.layers) - 1, **norm,
+        )  # fmt: skip
         self.head(h, logits_BV)
         if decoder.softcap is not None:
             logits_BV.copy_(decoder.softcap * torch.tanh(logits_BV / decoder.softcap))
@@ -185,6 +194,7 @@ class FusedStep:
         address: Tensor,
         rows: PagedRows,
         logits_BV: Tensor,
+        kept: KeptRows | None = None,
     ) -> list[Callable[[], None]]:
         """Launches that between them compile every kernel of the step; independent of each other.
 
@@ -206,6 +216,12 @@ class FusedStep:
             tasks.append(
                 partial(residual_norm, parts, residual, weight, h,
                         after_D=None if parts is None else after, **norm)
+            )  # fmt: skip
+        # Places of rows whose width is no multiple of 16 differ in alignment.
+        for number in () if kept is None else (0, 1):
+            tasks.append(
+                partial(residual_norm, down, residual, weight, h, after_D=after, kept=kept,
+                        layer=number, **norm)
             )  # fmt: skip
         cos, sin = rotary[layer.rotary]
         tasks.append(

@@ -66,7 +66,7 @@ def from_pretrained(
         revision: branch, tag or commit on the hub.
         token: for private and gated models on the hub.
         use_gradient_checkpointing: True, False, "selective", "offload" ("unsloth" means the
-            same) or "auto", for the adapter that comes later.
+            same), "captured" or "auto", for the adapter that comes later.
         random_state: accepted for the sake of recipes that have it; loading draws nothing.
 
     Returns:

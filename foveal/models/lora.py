@@ -68,8 +68,8 @@ def get_peft_model(
             ``["q_proj", "v_proj"]``; a regular expression for whole paths stands in place of all
             four; None and "all-linear" leave it to the flags.
         use_gradient_checkpointing: True, False, "selective", "offload" ("unsloth" means the
-            same) or "auto", as of ``set_checkpointing``; None is what ``from_pretrained`` was
-            given, or else what ``GRPOConfig`` says, and True without one.
+            same), "captured" or "auto", as of ``set_checkpointing``; None is what
+            ``from_pretrained`` was given, or else what ``GRPOConfig`` says, and True without one.
         random_state: seed of the adapter's start; the global random state stays as it was.
         use_rslora: scale by ``lora_alpha / sqrt(r)`` instead (arXiv:2312.03732).
         loftq_config: None; it would change the base weights.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Quantisation = Literal["4bit", "8bit"]
-Checkpointing = bool | Literal["offload", "selective", "auto"]
+Checkpointing = bool | Literal["offload", "selective", "captured", "auto"]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -82,6 +82,15 @@ def training_layer(
     return checkpoint_function(policy, draws=False)(compute, x_ND) if policy else compute(x_ND)
 
 
+def layer_again(
+    decoder: Decoder, layer: Layer, x_ND: Tensor, angles: Angles, attend: Attend
+) -> Tensor:
+    """The graph of a layer whose result is known; the stream that is returned may hold anything."""
+    if x_ND.device.type in FUSED_ON and why_not_fused(layer) is None:
+        return fused_layer(decoder, layer, x_ND, angles, attend, result=False)[0]
+    return stock_layer(decoder, layer, x_ND, angles, attend)[0]
+
+
 def why_not_fused(layer: Layer) -> str | None:
     """The reason why a layer has to take :func:`stock_layer`; None if it need not.
 

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from foveal.kernels import causal_attention, prefix_attention
 from foveal.kernels.transfer import to_device
+from foveal.models.captured_pass import kept_layers
 from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, stock_model
 from foveal.models.forward import Features
+from foveal.models.layer_inputs import LayerInputs, PackedInputs
 from foveal.models.state import Checkpointing, state_of
-from foveal.models.training_layer import training_layer
+from foveal.models.training_layer import layer_again, training_layer
 from foveal.types import Prompt
 
 Angles = dict[str, tuple[Tensor, Tensor]]
@@ -195,8 +197,16 @@ class TrainingStack:
         next_AP = to_device(torch.cat([p[:, -1:] for p in positions], dim=1), device)
         return _Run(lengths, x_ND, keys, values, next_AP)
 
+    @property
+    def takes_layer_inputs(self) -> bool:
+        """Whether ``set_checkpointing`` asked for what a rollout has kept."""
+        return self._policy == "captured" and self.model.training
+
     def completion_forward(
-        self, prompts: PromptBatch, groups: Sequence[tuple[int, Sequence[Sequence[int]]]]
+        self,
+        prompts: PromptBatch,
+        groups: Sequence[tuple[int, Sequence[Sequence[int]]]],
+        kept: Sequence[LayerInputs] | None = None,
     ) -> Tensor:
         """Hidden states ``[N, D]`` that predict the N tokens of completions, group by group.
 
@@ -206,6 +216,9 @@ class TrainingStack:
             prompts: what :meth:`prompt_forward` gave.
             groups: ``(place of a prompt, token ids of its completions)``, places rising,
                 completions of at least one token each.
+            kept: of each completion in turn what a rollout at the same weights put into the
+                layers: then none is called until the backward pass. The prompts' tensors must be
+                leaves, to which it adds gradients.
         """
         fed = [(place, ids[:-1]) for place, completions in groups for ids in completions]
         device = self.decoder.device
@@ -220,8 +233,11 @@ class TrainingStack:
         angles = self._angles(start_AN + to_device(offset_N, device))
         passed = [(place, len(ids)) for place, ids in fed if ids]
         attend = partial(self._attend_completions, prompts, passed)
-        for number in range(len(self.decoder.layers)):
-            x_ND, _, _ = self._layer(number, angles, attend, x_ND)
+        if kept is not None:
+            x_ND = self._kept_layers(prompts, angles, attend, x_ND, kept)
+        else:
+            for number in range(len(self.decoder.layers)):
+                x_ND, _, _ = self._layer(number, angles, attend, x_ND)
         own = self.decoder.norm(x_ND).split([len(ids) for _, ids in fed])
         return torch.cat([
             state
@@ -248,6 +264,20 @@ class TrainingStack:
         return training_layer(
             decoder, layer, x_ND, angles[layer.rotary], partial(attend, number), policy
         )
+
+    def _kept_layers(
+        self, prompts: PromptBatch, angles: Angles, attend: Attend, x_ND: Tensor,
+        kept: Sequence[LayerInputs],
+    ) -> Tensor:  # fmt: skip
+        """The stream behind the last layer as it was kept; layers are called on the way back."""
+        decoder = self.decoder
+        assert all(x.is_leaf for x in prompts.tensors), "gradients would run into the prompts"
+
+        def again(number: int, x_ND: Tensor) -> Tensor:
+            layer = decoder.layers[number]
+            return layer_again(decoder, layer, x_ND, angles[layer.rotary], partial(attend, number))
+
+        return kept_layers(x_ND, PackedInputs(kept, decoder.device), len(decoder.layers), again)
 
     def _attend_prompts(
         self, lengths: Sequence[int], masks: Sequence[dict[str, Tensor] | None], number: int,

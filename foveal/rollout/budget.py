@@ -35,8 +35,10 @@ class CacheBudget:
         return prompts + sum(own[:max_rows])
 
     def bytes_allowed(self, device: torch.device) -> int:
-        if self.cache_bytes is not None:
-            return self.cache_bytes
+        return self._available(device) if self.cache_bytes is None else self.cache_bytes
+
+    def _available(self, device: torch.device) -> int:
+        """Bytes that rollouts may still take of the device, for whatever they need."""
         if device.type != "cuda":
             return CPU_BYTES
         free, total = torch.cuda.mem_get_info(device)
@@ -53,6 +55,7 @@ class CacheBudget:
         device: torch.device,
         requests: Rows[Request],
         held: int = 0,
+        reserved: int = 0,
     ) -> int:
         """Pages to take, beside the scratch page.
 
@@ -62,6 +65,7 @@ class CacheBudget:
             device: of the cache.
             requests: what has to fit, each by itself.
             held: bytes of the present cache, which would be given back.
+            reserved: bytes of these that the cache leaves for layer inputs.
 
         Raises:
             ValueError: if one row of some request alone would not fit; the message has the
@@ -70,6 +74,9 @@ class CacheBudget:
         allowed = self.bytes_allowed(device)
         if device.type == "cuda" and self.cache_bytes is None:
             allowed += held
+        if reserved:
+            _check_reserved(reserved, self._available(device) + held)
+            allowed = allowed - reserved if self.cache_bytes is None else allowed
         pages = min(wanted, allowed // page_bytes - 1)
         for request in requests:
             least = pages_for(request.prompt_tokens) + pages_for(request.max_tokens)
@@ -77,7 +84,17 @@ class CacheBudget:
                 raise ValueError(
                     f"prompt {request.payload.prompt.index} with {request.prompt_tokens} tokens "
                     f"and a completion of {request.max_tokens} needs {least * page_bytes / GIB:.2f}"
-                    f" GiB of KV cache, but {max(0, allowed) / GIB:.2f} GiB may be taken; lower "
-                    "max_tokens, shorten the prompt, or raise gpu_memory_utilization"
+                    f" GiB of KV cache, but {max(0, allowed) / GIB:.2f} GiB may be taken"
+                    + (f" beside {reserved / GIB:.2f} of layer inputs" if reserved else "")
+                    + "; lower max_tokens, shorten the prompt, or raise gpu_memory_utilization"
                 )
         return pages
+
+
+def _check_reserved(reserved: int, available: int) -> None:
+    if reserved > available:
+        raise ValueError(
+            f"keeping the layer inputs of a rollout takes up to {reserved / GIB:.2f} GiB, but "
+            f"{max(0, available) / GIB:.2f} GiB may be taken; lower max_completion_length or the "
+            "completions of a rollout, or set gradient_checkpointing=True"
+        )

@@ -36,8 +36,9 @@ from foveal.models.vision_mlp import fast_vision_mlp
 from foveal.models.vision_norm import fast_vision_norms
 from foveal.rollout.backend import OnTokens
 from foveal.rollout.budget import GIB, CacheBudget
+from foveal.rollout.capture import Demand
 from foveal.rollout.pages import PagePool
-from foveal.rollout.runner import MAX_BURST, Drawn, Runner
+from foveal.rollout.runner import Drawn, Runner
 from foveal.rollout.sampler import Sampler
 from foveal.rollout.scheduler import Request, Scheduler, Sequence
 from foveal.rollout.stopping import StopRule
@@ -107,6 +108,7 @@ class Engine:
         self._planned_pages = 0
         self.timings: dict[str, float] = defaultdict(float)
         """Seconds of the last rollout by part."""
+        self._keeping = False
 
     # -- the interface
 
@@ -132,7 +134,10 @@ class Engine:
                 runner = self._ready_runner()
             with self._timed("cache"):
                 requests = [self._request(prompt, n, sampling) for prompt in prompts]
-                scheduler = self._ready_cache(runner, requests)
+                demand = self._demand(runner, requests) if self._keeping else None
+                scheduler = self._ready_cache(runner, requests, demand)
+                if demand is not None:
+                    runner.steps.capture.begin(demand)
             rule = StopRule(self.tokenizer, self.stop_ids, sampling)
             sampler = Sampler(
                 sampling, placeholder_ids(self.model), runner.decoder.vocabulary, runner.device
@@ -151,7 +156,30 @@ class Engine:
                 if self._own_features:
                     self.features.clear()
         with self._timed("texts"):
-            return [self._group(request, rule) for request in requests]
+            groups = [self._group(runner, request, rule) for request in requests]
+        runner.steps.capture.end()
+        return groups
+
+    @contextlib.contextmanager
+    def keeping_layer_inputs(self) -> Iterator[None]:
+        """Completions drawn within it carry what their tokens put into each layer, for the training
+        pass at the same weights: ``Completion.layer_inputs``.
+
+        Raises:
+            ValueError: for a cache of another type than the model's: its rounding is part of what
+                is sampled, and no part of the training pass.
+        """
+        cache, own = self._options["cache_dtype"], stock_model(self.model).dtype
+        if cache not in (None, own):
+            raise ValueError(
+                f"layer inputs cannot be kept: the KV cache is {cache} and the model {own}; leave "
+                "cache_dtype None, or set gradient_checkpointing=True"
+            )
+        before, self._keeping = self._keeping, True
+        try:
+            yield
+        finally:
+            self._keeping = before
 
     def standby(self) -> None:
         """Free the cache for others to use. The next rollout takes it anew."""
@@ -201,7 +229,7 @@ class Engine:
         if not rows or not work.steps:
             return
         with self._timed("decode"):
-            for drawn in runner.decode(rows, work.steps, sampler):
+            for drawn in runner.decode(rows, work.steps, sampler, keeping=self._keeping):
                 self._advance(scheduler, rows, drawn, rule, on_tokens, first)
 
     def _advance(
@@ -316,20 +344,31 @@ class Engine:
             payload=state,
         )
 
-    def _ready_cache(self, runner: Runner, requests: Rows[Request]) -> Scheduler:
-        """A cache that holds these requests if the budget allows it; kept if it is there."""
+    def _ready_cache(
+        self, runner: Runner, requests: Rows[Request], demand: Demand | None
+    ) -> Scheduler:
+        """A cache that holds these requests if the budget allows it, with room for layer inputs
+        beside it if there is a demand; kept if it is there."""
         wanted = self.budget.pages_wanted(requests, self.max_rows)
-        pages = self.budget.pages(wanted, runner.page_bytes, runner.device, requests, runner.held)
-        if self._scheduler is not None and self._scheduler.pool.size >= pages:
+        token_bytes = runner.steps.capture.token_bytes
+        reserved = 0 if demand is None else demand.places * token_bytes
+        pages = self.budget.pages(
+            wanted, runner.page_bytes, runner.device, requests, runner.held, reserved
+        )
+        held = 0 if self._scheduler is None else self._scheduler.pool.size
+        # A larger cache than this would take the room that layer inputs need.
+        if self._scheduler is not None and (held == pages or (held > pages and not reserved)):
             return self._scheduler
         self.standby()
         runner.wake(pages + 1)
-        runner.prepare(min(self.max_rows, sum(r.n for r in requests)))
+        runner.prepare(min(self.max_rows, sum(r.n for r in requests)), keeping=self._keeping)
         self._say_plan(runner, pages)
-        self._scheduler = Scheduler(
-            PagePool(pages + 1), self.max_rows, MAX_BURST if runner.device.type == "cuda" else 4
-        )
+        self._scheduler = Scheduler(PagePool(pages + 1), self.max_rows, runner.burst)
         return self._scheduler
+
+    def _demand(self, runner: Runner, requests: Rows[Request]) -> Demand:
+        counts = [(request.n, request.max_tokens) for request in requests]
+        return Demand.of(counts, runner.burst, self.max_rows)
 
     def _say_plan(self, runner: Runner, pages: int) -> None:
         """One line about what rollouts take, when that is first known and when it grows."""
@@ -351,11 +390,12 @@ class Engine:
 
     # -- after it
 
-    def _group(self, request: Request, rule: StopRule) -> Group:
-        completions = []
+    def _group(self, runner: Runner, request: Request, rule: StopRule) -> Group:
+        completions, capture = [], runner.steps.capture
         for sequence in request.sequences:
             ids, text, reason = rule.finish(sequence.ids, sequence.finished == "stop")
-            completions.append(Completion(ids, text, reason, tuple(sequence.logprobs)))
+            kept = capture.take(sequence, len(ids) - 1) if self._keeping else None
+            completions.append(Completion(ids, text, reason, tuple(sequence.logprobs), kept))
         return Group(request.payload.prompt, tuple(completions))
 
     @contextlib.contextmanager

@@ -78,6 +78,11 @@ class Runner:
         self._described: list[tuple[object, ...]] = []
         """Rows that the tables describe, see ``_description``."""
 
+    @property
+    def burst(self) -> int:
+        """Most decode steps between two looks of the host."""
+        return MAX_BURST if self.device.type == "cuda" else 4
+
     # -- memory
 
     @property
@@ -109,9 +114,9 @@ class Runner:
         self._described = []
         self.steps.release()
 
-    def prepare(self, rows: int) -> None:
-        """Make the steps of every batch of up to ``rows`` rows."""
-        if self.steps.prepare(rows):
+    def prepare(self, rows: int, *, keeping: bool = False) -> None:
+        """Make the steps of every batch of up to ``rows`` rows; ``keeping`` as in ``Steps``."""
+        if self.steps.prepare(rows, keeping=keeping):
             self._described = []
 
     # -- prompts
@@ -180,17 +185,20 @@ class Runner:
         return [[pair] for pair in zip(token_B.tolist(), logprob_B.tolist(), strict=True)]
 
     def decode(
-        self, sequences: Rows[Sequence], steps: int, sampler: Sampler
+        self, sequences: Rows[Sequence], steps: int, sampler: Sampler, *, keeping: bool = False
     ) -> Iterator[list[Drawn]]:
         """Take ``steps`` steps; ``(token, log-probability)`` of each row and step.
 
         They come in two parts: all but the last step while that one still runs, so that the host
-        has little left to do when the device stands still.
+        has little left to do when the device stands still. ``keeping``: what goes into the layers
+        is kept, in places of the capture that ``steps.capture`` has begun.
         """
         bucket, count = self.steps.bucket(len(sequences)), len(sequences)
-        self.prepare(count)
-        run = self.steps.step(bucket)
+        self.prepare(count, keeping=keeping)
+        run = self.steps.step(bucket, keeping=keeping)
         self._describe(sequences, bucket)
+        if keeping:
+            self.steps.capture.burst(sequences, bucket, steps)
         uniform_SB = self._upload_uniforms(sequences, steps, sampler)
         seen_BV = self._seen_rows(sequences, bucket, sampler)
         token_B = self.steps.tables.on_device["token"][:bucket]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,13 @@ from foveal.kernels.decode_attention import (
     decode_attention_reference,
 )
 from foveal.kernels.decode_fused import store_cache, write_cache
+from foveal.kernels.kept_rows import KeptRows, keep_rows
 from foveal.models.cpu_step import CpuStep, why_not_on_cpu
-from foveal.models.decoder import Attend, Decoder, plain_step
+from foveal.models.decoder import Attend, Decoder, Keep, plain_step
 from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
 from foveal.models.packed_lora import PackedLora
 from foveal.models.prefill import head_logits
+from foveal.rollout.capture import Capture
 from foveal.rollout.graphs import GraphStep
 from foveal.rollout.tables import BatchTables
 from foveal.types import PAGE
@@ -95,7 +98,9 @@ class Steps:
         self._graphs = self.why_no_graphs is None and self.on_gpu_kernels and device.type == "cuda"
         # One pool for all graphs: they never run at the same time.
         self._pool: Any = torch.cuda.graph_pool_handle() if self._graphs else None
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[tuple[int, bool], Step] = {}
+        """By rows, and by whether they keep what goes into the layers."""
+        self.capture = Capture(decoder, self.tables.on_device["cached"])
         self.captures = 0
         """Graphs captured so far."""
         self.graph_bytes = 0
@@ -113,6 +118,7 @@ class Steps:
     def release(self) -> None:
         """Let go of what was made from the arena."""
         self.address.zero_()
+        self.capture.end()
         if self._cpu is not None:
             self._cpu.release()
 
@@ -129,46 +135,57 @@ class Steps:
         """Rows of the batch with padding: only kernels need one of a few numbers."""
         return min(b for b in self.buckets if b >= rows) if self.on_gpu_kernels else rows
 
-    def step(self, bucket: int) -> Step:
-        """One step of a batch of ``bucket`` rows."""
-        if bucket not in self._steps:
-            self.prepare(bucket)
-        return self._steps[bucket]
+    def step(self, bucket: int, *, keeping: bool = False) -> Step:
+        """One step of a batch of ``bucket`` rows; ``keeping`` as of :meth:`prepare`."""
+        if (bucket, keeping) not in self._steps:
+            self.prepare(bucket, keeping=keeping)
+        return self._steps[bucket, keeping]
 
-    def prepare(self, rows: int) -> bool:
+    def prepare(self, rows: int, *, keeping: bool = False) -> bool:
         """Compile kernels and capture graphs for every batch of up to ``rows`` rows.
+
+        Args:
+            rows: most rows.
+            keeping: of steps that keep what goes into the layers, see ``Capture``.
 
         Returns:
             Whether the tables were overwritten for it.
         """
         if not self.on_gpu_kernels:
-            self._steps.setdefault(rows, self._make(rows, None))
+            self._steps.setdefault((rows, keeping), self._make(rows, None, keeping))
             return False
-        missing = [b for b in self.buckets if b <= self.bucket(rows) and b not in self._steps]
+        missing = [b for b in self.buckets
+                   if b <= self.bucket(rows) and (b, keeping) not in self._steps]  # fmt: skip
         if not missing:
             return False
         self.tables.fill([], self.buckets[-1])
+        if keeping:
+            self.capture.pause()
         fused = {bucket: self._fused(bucket) for bucket in missing}
-        self._compile(fused)
+        self._compile(fused, keeping)
         before = torch.cuda.memory_allocated() if self._graphs else 0
         # The largest first: the smaller ones find their memory in the pool.
         for bucket in reversed(missing):
-            run = self._make(bucket, fused[bucket])
+            run = self._make(bucket, fused[bucket], keeping)
             if self._graphs:
                 with _autocast_without_cache(self.decoder.model):
                     run = GraphStep(run, self._pool)
                 self.captures += 1
-            self._steps[bucket] = run
+            self._steps[bucket, keeping] = run
         if self._graphs:
             self.graph_bytes += torch.cuda.memory_allocated() - before
         return True
 
-    def _compile(self, fused: dict[int, FusedStep | None]) -> None:
+    def _compile(self, fused: dict[int, FusedStep | None], keeping: bool) -> None:
         """Launch every kernel once, side by side: compilers run on all cores."""
         if not self._graphs:
             return
         steps = [(bucket, step) for bucket, step in fused.items() if step is not None]
-        tasks = [task for bucket, step in steps for task in step.warm_tasks(*self._inputs(bucket))]
+        tasks = [
+            task
+            for bucket, step in steps
+            for task in step.warm_tasks(*self._inputs(bucket), kept=self._kept(bucket, keeping))
+        ]
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda task: task(), tasks))
         torch.cuda.synchronize(self.decoder.device)
@@ -185,21 +202,28 @@ class Steps:
             self.tables.rows(bucket), self.logits[:bucket],
         )  # fmt: skip
 
-    def _make(self, bucket: int, fused: FusedStep | None) -> Step:
+    def _kept(self, bucket: int, keeping: bool) -> KeptRows | None:
+        return self.capture.rows.batch(bucket) if keeping else None
+
+    def _make(self, bucket: int, fused: FusedStep | None, keeping: bool) -> Step:
         token_B, rotary, base_B, address, rows, logits_BV = self._inputs(bucket)
+        kept = self._kept(bucket, keeping)
+        keep: Keep | None = None
+        if kept is not None:
+            keep = partial(keep_rows, kept) if self.on_gpu_kernels else self.capture.write
         attend = None if fused or self._cpu else self._attend(rows, bucket)
 
         def run() -> None:
             if fused is not None:
-                fused(token_B, rotary, base_B, address, rows, logits_BV)
+                fused(token_B, rotary, base_B, address, rows, logits_BV, kept)
             elif self._cpu is not None:
                 position_B = base_B + rows.cached_B
                 arena = self._arena()
-                self._cpu(token_B, rotary, position_B, rows, arena, self.batch, logits_BV)
+                self._cpu(token_B, rotary, position_B, rows, arena, self.batch, logits_BV, keep)
             else:
                 assert attend is not None
                 position_B = base_B + rows.cached_B
-                hidden_BD = plain_step(self.decoder, token_B, rotary, position_B, attend)
+                hidden_BD = plain_step(self.decoder, token_B, rotary, position_B, attend, keep)
                 logits_BV.copy_(head_logits(self.decoder.model, hidden_BD))
             rows.cached_B.add_(1)
 

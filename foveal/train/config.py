@@ -37,8 +37,9 @@ class GRPOConfig(RunConfig):
     logging_steps: float = field(default=10)
     gradient_checkpointing: Any = field(default=True)
     """True, False, "selective" (only what is cheap is computed twice; in the plain pass as True),
-    "offload" (layer inputs wait in host memory), or "auto": before each rollout's passes the
-    fastest of these that fits the GPU's free memory, with smaller pieces where none does
+    "offload" (layer inputs wait in host memory), "captured" (those of completions come from the
+    rollout: ``foveal.train.captured``), or "auto": before each rollout's passes the
+    fastest of the first four that fits the GPU's free memory, with smaller pieces where none does
     (``foveal.memory.planner``); as True without a GPU and in the plain pass. A choice made in
     ``get_peft_model`` wins. True as in TRL: a run takes no more memory than it was known to."""
 

@@ -79,7 +79,10 @@ def learn(
             cut = _Cut(_prompts(stack, [prompt for prompt, _ in batch], cache))
         for piece, learns in pieces:
             with torch.set_grad_enabled(learns):
-                output = _completions(stack, cut.state, piece, settings.temperature)
+                output = _completions(
+                    stack, cut.state, piece, settings.temperature,
+                    captured=stack.takes_layer_inputs,
+                )  # fmt: skip
                 share, found = loss_share(
                     piece.rows, output, normaliser, settings, entropy_threshold
                 )
@@ -248,14 +251,21 @@ def _prompts(stack: TrainingStack, prompts: Sequence[Prompt], cache: FeatureCach
 
 
 def _completions(
-    stack: TrainingStack, prompts: PromptBatch, piece: _Piece, temperature: float
+    stack: TrainingStack,
+    prompts: PromptBatch,
+    piece: _Piece,
+    temperature: float,
+    *,
+    captured: bool = False,
 ) -> CompletionLogprobs:
+    """``captured``: with the layers' inputs of the rollout, where all rows have them."""
     groups = [(place, [row.completion.ids for row in rows]) for place, rows in piece.groups]
     completions = [ids for _, group in groups for ids in group]
+    kept = [row.completion.layer_inputs for row in piece.rows] if captured else []
     target_N = torch.tensor([token for ids in completions for token in ids])
     with autocast(stack.model):
         logprob_N, entropy_N = head_logprob(
-            stack.completion_forward(prompts, groups),
+            stack.completion_forward(prompts, groups, None if not kept or None in kept else kept),
             stock_model(stack.model).get_output_embeddings().weight,
             to_device(target_N, stack.decoder.device),
             temperature=temperature,

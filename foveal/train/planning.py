@@ -21,6 +21,7 @@ from foveal.memory.planner import (
     Plan,
     Policy,
     Prediction,
+    captured_bytes,
     choose,
     free_bytes,
     predict,
@@ -91,11 +92,14 @@ class TrainingPlanner:
         free, margin = free_bytes(device)
         asked = max(tokens_at_once(rows, settings) for rows in steps)
         if settings.tokens_at_once is None and asked < ROOMY_TOKENS:
-            policy: Policy = True if self.asked == "auto" else self.asked
+            # The first window of "captured" is computed with full checkpointing as well.
+            policy: Policy = True if self.asked in ("auto", "captured") else self.asked
             peak = predict(sizes, layout_at(ROOMY_TOKENS), policy).peak_bytes
             roomy = ROOMY_TOKENS if peak + sizes.missing_states <= free // 2 else None
         if self.asked != "auto":
             plan = _expectation(sizes, layout_at(None), self.asked, free - margin)
+            if self.asked == "captured":
+                self._say(plan)
         else:
             plan = choose(sizes, layout_at, free, margin, policies=policies_of(self.model))
             set_checkpointing(self.model, plan.policy)
@@ -208,4 +212,7 @@ def _missing_states(model: nn.Module, optimizer: Any) -> int:
 def _expectation(sizes: ModelSizes, asked: Layout, policy: Checkpointing, room: int) -> Plan:
     tokens = max(piece.tokens for one in asked for piece in one.pieces)
     assert policy != "auto", "a policy is chosen before its peak is predicted"
-    return Plan(policy, None, tokens, predict(sizes, asked, policy), room)
+    kept = 0
+    if policy == "captured":
+        kept = captured_bytes(sizes, sum(piece.fed for one in asked for piece in one.pieces))
+    return Plan(policy, None, tokens, predict(sizes, asked, policy), room, captured_bytes=kept)

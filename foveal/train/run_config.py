@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-CHECKPOINTING = (True, False, "selective", "offload", "auto")
+CHECKPOINTING = (True, False, "selective", "offload", "captured", "auto")
 _NOT_ASKED: Any = TrainingArguments.__dataclass_fields__["gradient_checkpointing"].default
 
 
@@ -17,7 +17,7 @@ class RunConfig(TrainingArguments):
     """``transformers.TrainingArguments`` with our gradient checkpointing in the place of theirs."""
 
     gradient_checkpointing: Any = field(default=True)
-    """True, False, "selective", "offload" or "auto", as of ``set_checkpointing``."""
+    """True, False, "selective", "offload", "captured" or "auto", as of ``set_checkpointing``."""
     remove_unused_columns: bool | None = field(default=False)
     model_init_kwargs: dict[str, Any] | None = None
     """Arguments of ``FastVisionModel.from_pretrained`` where ``model`` is a name."""
@@ -37,7 +37,7 @@ class RunConfig(TrainingArguments):
         if self.gradient_checkpointing not in CHECKPOINTING:
             raise ValueError(
                 f"gradient_checkpointing is {self.gradient_checkpointing!r}; it must be True, "
-                'False, "selective", "offload" or "auto"'
+                'False, "selective", "offload", "captured" or "auto"'
             )
 
     @property

@@ -27,6 +27,7 @@ from foveal.data import RowSource
 from foveal.memory import PhaseMeter
 from foveal.models.family import stock_model
 from foveal.models.precision import HALF_TYPES, evaluating
+from foveal.models.state import say
 from foveal.rewards.call import RewardCaller
 from foveal.rl.stats import Sum
 from foveal.rollout import engine_of
@@ -104,6 +105,8 @@ class SFTTrainer(Run):
         self.order: RowOrder | None = None
         self._epoch = self._micro_steps = 0
         self.settle_checkpointing()
+        if self.config.gradient_checkpointing == "captured":
+            say('gradient_checkpointing="captured" is True here: there is no rollout')
         self.add_run_callbacks(RunProgress(self.metrics, "loss"))
 
     # -- data

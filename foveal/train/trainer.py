@@ -31,6 +31,7 @@ from foveal.models.family import placeholder_ids
 from foveal.models.forward import FeatureCache
 from foveal.rewards.call import RewardCaller
 from foveal.rollout import Engine, RolloutBackend, engine_of
+from foveal.train.captured import CapturedRun
 from foveal.train.config import GRPOConfig
 from foveal.train.console import RunProgress, completions_table, console
 from foveal.train.evaluation import evaluation_metrics
@@ -140,6 +141,7 @@ class GRPOTrainer(Run):
         self.backend: RolloutBackend = rollout_backend or self._engine  # pyright: ignore
         self.meter = PhaseMeter(self.args.device)
         self.settle_checkpointing()
+        self.captured = CapturedRun(model, config, self.backend)
         self.planner = TrainingPlanner(model, config.gradient_checkpointing)
         self.rollout_file = RolloutFile(config.run_folder)
         self._window: Window | None = None
@@ -194,15 +196,20 @@ class GRPOTrainer(Run):
             return torch.zeros((), device=self.args.device)
         model.train()
         with self.meter("train"):
-            loss, stats = PASSES[self.config.training_pass].learn(
-                model,
+            loss, stats = self.captured.learn(
                 step_rows(window, step, self.config),
-                normaliser_of(window, step, self.config),
-                pass_settings(self.config, window.pass_tokens),
-                cache=self.features,
-                backward=self.accelerator.backward,
-                entropy_threshold=window.entropy_threshold,
+                lambda rows: PASSES[self.config.training_pass].learn(
+                    model,
+                    rows,
+                    normaliser_of(window, step, self.config),
+                    pass_settings(self.config, window.pass_tokens),
+                    cache=self.features,
+                    backward=self.accelerator.backward,
+                    entropy_threshold=window.entropy_threshold,
+                ),
             )
+        if self.captured.engine is not None:
+            window.forget_layer_inputs()
         self.metrics.add_stats(stats)
         self._close_step()
         return loss
@@ -235,13 +242,14 @@ class GRPOTrainer(Run):
         assert self.prompts is not None
         with self.meter("data"):
             prompts = self.prompts.window(micro)
-        window = self._collector().collect(
-            prompts,
-            micro.window_id,
-            meter=self.meter,
-            trainer_state=self.state,
-            redraw=self.prompts.redraw(micro) if self.config.dynamic_sampling else None,
-        )
+        with self.captured.rollout():
+            window = self._collector().collect(
+                prompts,
+                micro.window_id,
+                meter=self.meter,
+                trainer_state=self.state,
+                redraw=self.prompts.redraw(micro) if self.config.dynamic_sampling else None,
+            )
         # From here on the memory belongs to training.
         self.backend.standby()
         self._plan(window)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,6 +43,16 @@ class Window:
     @property
     def completions(self) -> list[Completion]:
         return [c for group in self.groups for c in group.completions]
+
+    def forget_layer_inputs(self) -> None:
+        """Let go of what the rollout has kept for a training pass that is done."""
+        self.rows = [
+            replace(row, completion=replace(row.completion, layer_inputs=None)) for row in self.rows
+        ]
+        self.groups = [
+            replace(g, completions=tuple(replace(c, layer_inputs=None) for c in g.completions))
+            for g in self.groups
+        ]
 
     def part(self, number: int, parts: int) -> list[Row]:
         """Rows of one of so many equal parts."""

@@ -7,7 +7,7 @@ whole: tokens and pixels. Everything that was drawn or computed is stored as it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def save_window(window: Window, folder: Path, with_prompts: bool = False) -> Non
     content: dict[str, Any] = {
         "window_id": window.window_id,
         "prompts": [group.prompt.index for group in window.groups],
-        "completions": [[asdict(c) for c in group.completions] for group in window.groups],
+        "completions": [[_fields(c) for c in group.completions] for group in window.groups],
         "rewards": {"rewards_BF": rewards.rewards_BF, "metrics": rewards.metrics},
         "advantages": {name: getattr(window.advantages, name) for name in _ADVANTAGE_FIELDS},
         "rows": [{name: getattr(row, name) for name in _ROW_FIELDS} for row in window.rows],
@@ -40,6 +40,11 @@ def save_window(window: Window, folder: Path, with_prompts: bool = False) -> Non
     if with_prompts:
         content["whole_prompts"] = [_stored(group.prompt) for group in window.groups]
     torch.save(content, folder / FILE)
+
+
+def _fields(completion: Completion) -> dict[str, Any]:
+    # Layer inputs take gigabytes, and are used up before a checkpoint is made.
+    return asdict(replace(completion, layer_inputs=None))
 
 
 def _stored(prompt: Prompt) -> dict[str, Any]:

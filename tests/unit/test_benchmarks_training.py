@@ -93,15 +93,19 @@ def test_a_training_pass_is_measured_with_nothing_missing(script, tmp_path, caps
     assert "aten::mm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("peer", [[], ["--peer", "trl"]])
-def test_a_step_is_measured_with_nothing_missing(script, tmp_path, peer):
+@pytest.mark.parametrize("system", [[], ["--policy", "captured"], ["--peer", "trl"]])
+def test_a_step_is_measured_with_nothing_missing(script, tmp_path, system):
     path = tmp_path / "step.json"
     argv = ["--prompts", "1", "--completions", "2", "--new-tokens", "4", "--num-steps", "2"]
-    script("step").main([*argv, *peer, *TINY, "--out", str(path)])
+    script("step").main([*argv, *system, *TINY, "--out", str(path)])
     (record,) = json.loads(path.read_text())
     assert record.keys() >= ORIGIN
     assert record["case"] == "qwen2.5-vl-7b, 1 x 2, 4 new tokens, 2 layers, tiny"
-    assert record["system"].startswith("TRL 1.16" if peer else "foveal, group pass, full")
+    names = {"--peer": "TRL 1.16", "--policy": "foveal, group pass, captured"}
+    assert record["system"].startswith(names[system[0]] if system else "foveal, group pass, full")
+    cosines = record.get("gradient_cosines", {})
+    assert len(cosines) == (2 if "captured" in system else 0), "one a layer"
+    assert all(cosine > 0.9999 for cosine in cosines.values())
     assert 0 < record["breakdown"]["time/rollout"] < record["seconds"]
 
 

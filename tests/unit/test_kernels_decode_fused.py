@@ -99,12 +99,17 @@ def test_triton_kernels_equal_the_references():
 def test_kernels_compile_and_fit_on_every_card(capability, monkeypatch):
     """With the shapes of Gemma-3-4B, whose norms and heads need every branch."""
     pytest.importorskip("triton")
-    from foveal.kernels import decode_fused, decode_fused_triton
+    from foveal.kernels import decode_fused, decode_fused_triton, kept_rows, kept_rows_triton
 
-    names = ("residual_norm_kernel", "rotary_cache_kernel", "store_kernel")
-    recorders = [Recorder(getattr(decode_fused_triton, name)) for name in names]
-    for name, recorder in zip(names, recorders, strict=True):
-        monkeypatch.setattr(decode_fused_triton, name, recorder)
+    names = [
+        (decode_fused_triton, "residual_norm_kernel"),
+        (decode_fused_triton, "rotary_cache_kernel"),
+        (decode_fused_triton, "store_kernel"),
+        (kept_rows_triton, "keep_rows_kernel"),
+    ]
+    recorders = [Recorder(getattr(module, name)) for module, name in names]
+    for (module, name), recorder in zip(names, recorders, strict=True):
+        monkeypatch.setattr(module, name, recorder)
     half = torch.float16 if capability == 75 else torch.bfloat16
     rows, D, heads, kv_heads, width = 32, 2560, 8, 4, 256
 
@@ -116,10 +121,13 @@ def test_kernels_compile_and_fit_on_every_card(capability, monkeypatch):
         cached_B=empty(rows, dtype=torch.int32),
     )
     address, base = empty(1, dtype=torch.int64), empty(rows, dtype=torch.int32)
-    decode_fused.residual_norm(
-        empty(4, rows, D, dtype=torch.float32), empty(rows, D), empty(D), empty(rows, D),
-        eps=1e-6, add_one=True, after_D=empty(D),
-    )  # fmt: skip
+    kept = kept_rows.KeptRows(address, base, table.cached_B, 34, half)
+    for where in (None, kept):
+        decode_fused.residual_norm(
+            empty(4, rows, D, dtype=torch.float32), empty(rows, D), empty(D), empty(rows, D),
+            eps=1e-6, add_one=True, after_D=empty(D), kept=where, layer=3,
+        )  # fmt: skip
+    kept_rows.keep_rows(kept, 3, empty(rows, D))
     decode_fused.rotary_cache(
         empty(4, rows, (heads + 2 * kv_heads) * width, dtype=torch.float32),
         None, (empty(width), empty(width)), empty(64, width), empty(64, width),
@@ -129,7 +137,7 @@ def test_kernels_compile_and_fit_on_every_card(capability, monkeypatch):
     k_BKC = empty(rows, kv_heads, width)
     decode_fused.store_cache(k_BKC, k_BKC, address, 16, 1 << 20, table, half)
     launches = [launch for recorder in recorders for launch in recorder.launches]
-    assert len(launches) == len(names)
+    assert len(launches) == len(names) + 1
     for launch in launches:
         compiled = launch.compile_for(capability)
         assert compiled.metadata.shared <= SHARED_BYTES[capability]

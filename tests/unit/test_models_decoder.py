@@ -19,6 +19,7 @@ from foveal.models.packed_lora import PackedLora, lora_of
 from foveal.models.precision import evaluating
 from foveal.models.prefill import Fill, head_logits, prefill
 from foveal.models.rows import make_rows
+from foveal.rollout.capture import Capture
 from foveal.rollout.tables import BatchTables
 from foveal.testing import tiny
 from foveal.types import PAGE
@@ -125,8 +126,9 @@ KERNELS = {
 }
 
 
+@pytest.mark.parametrize("keeping", [False, True])
 @pytest.mark.parametrize("rows", [1, 40])
-def test_warming_compiles_every_kernel_of_the_step(family, rows, monkeypatch):
+def test_warming_compiles_every_kernel_of_the_step(family, rows, keeping, monkeypatch):
     """What is missed compiles during the capture of a graph, which fails."""
     pytest.importorskip("triton")
     import importlib
@@ -156,11 +158,12 @@ def test_warming_compiles_every_kernel_of_the_step(family, rows, monkeypatch):
         t["token"], decoder.rotary_tables(9), t["base_position"], torch.zeros(1, dtype=torch.long),
         tables.rows(rows), torch.zeros(rows, decoder.vocabulary, dtype=decoder.dtype),
     )  # fmt: skip
-    for task in step.warm_tasks(*inputs):
+    kept = Capture(decoder, t["cached"]).rows if keeping else None
+    for task in step.warm_tasks(*inputs, kept=kept):
         task()
     warmed = variants()
     with torch.no_grad():
-        step(*inputs)
+        step(*inputs, kept)
     launched = variants()
     assert launched and launched <= warmed, sorted(v[0] for v in launched - warmed)
 

@@ -128,3 +128,10 @@ def test_each_epoch_has_an_order_of_its_own_and_leaves_no_row_out():
     assert list(RowOrder(10, 4, shuffle=True, seed=1)) == first
     assert list(RowOrder(10, 4, shuffle=True, seed=2)) != first
     assert list(RowOrder(5, 2, shuffle=False, seed=1, drop_last=True)) == [[0, 1], [2, 3]]
+
+
+def test_a_policy_that_takes_from_a_rollout_is_full_checkpointing_here_and_says_so(
+    tmp_path, capsys
+):
+    make(tmp_path, gradient_checkpointing="captured")
+    assert '"captured" is True here: there is no rollout' in capsys.readouterr().out

@@ -21,6 +21,7 @@ from foveal.kernels.decode_fused import (
     store_cache,
     write_cache,
 )
+from foveal.kernels.kept_rows import NOWHERE, KeptRows, keep_rows, keep_rows_reference
 from foveal.types import PAGE
 
 HALF = torch.float16
@@ -50,6 +51,39 @@ def norms():
         # One step of fp16: sums are taken in another order.
         for found, wanted in zip((residual_BD, out_BD), expected, strict=True):
             torch.testing.assert_close(found, wanted, atol=2e-3, rtol=2e-3)
+
+
+def kept(rows, D, layers, stream):
+    """Places for all rows but one, in an empty tensor."""
+    kept_SLD = torch.full((9, layers, D), 7.0, dtype=stream)
+    first_B = torch.tensor([-1, 3, NOWHERE, -40][:rows], dtype=torch.int32)
+    cached_B = torch.tensor([1, 5, 40, 47][:rows], dtype=torch.int32)
+    address = torch.tensor([kept_SLD.data_ptr()])
+    return kept_SLD, KeptRows(address, first_B, cached_B, layers, stream)
+
+
+def streams_are_kept():
+    """Each row in its own place, padding in none; by itself, and on the way of a norm."""
+    rows, D, layers = 4, 96, 3
+    for stream, layer in itertools.product((HALF, torch.float32), range(layers)):
+        x_BD = numbers(rows, D, seed=layer, dtype=stream)
+        found_SLD, places = kept(rows, D, layers, stream)
+        expected_SLD = found_SLD.clone()
+        keep_rows_reference(expected_SLD, layer, places.first_B, places.cached_B, x_BD)
+        written = {tuple(at) for at in (expected_SLD != 7).any(-1).nonzero().tolist()}
+        assert written == {(0, layer), (8, layer), (7, layer)}
+        keep_rows(places, layer, x_BD)
+        assert torch.equal(found_SLD, expected_SLD)
+        # The norm keeps the sum that it leaves in the stream.
+        found_SLD, places = kept(rows, D, layers, stream)
+        expected_SLD = found_SLD.clone()
+        parts_SBD, weight_D = numbers(2, rows, D), numbers(D, seed=1, dtype=HALF)
+        residual_norm(
+            parts_SBD, x_BD, weight_D, torch.empty(rows, D, dtype=HALF), eps=EPS, add_one=False,
+            kept=places, layer=layer,
+        )  # fmt: skip
+        keep_rows_reference(expected_SLD, layer, places.first_B, places.cached_B, x_BD)
+        assert torch.equal(found_SLD, expected_SLD)
 
 
 def paged(kv_heads, width, cached, layers=3, dtype=HALF):
@@ -146,5 +180,6 @@ def heads_into_the_cache():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     norms()
+    streams_are_kept()
     stores()
     heads_into_the_cache()

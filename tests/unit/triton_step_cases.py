@@ -12,6 +12,7 @@ import torch
 
 from foveal import FastVisionModel
 from foveal.kernels import decode_attention
+from foveal.kernels.kept_rows import NOWHERE, KeptRows
 from foveal.models.decoder import Decoder, plain_step
 from foveal.models.fused_decoder import FusedStep, Workspace, why_not_fused
 from foveal.models.packed_lora import PackedLora
@@ -45,6 +46,17 @@ def tables(decoder, padded):
     return made.on_device["token"], made.on_device["base_position"], made.rows(padded)
 
 
+def places(decoder, rows):
+    """A place for each row that is none of padding."""
+    kept_SLD = torch.full((REAL, len(decoder.layers), decoder.hidden), math.nan)
+    kept_SLD = kept_SLD.to(decoder.residual_dtype)
+    first_B = torch.full_like(rows.cached_B, NOWHERE)
+    first_B[:REAL] = torch.arange(REAL) - rows.cached_B[:REAL]
+    address = torch.tensor([kept_SLD.data_ptr()])
+    layers, dtype = len(decoder.layers), decoder.residual_dtype
+    return kept_SLD, KeptRows(address, first_B, rows.cached_B, layers, dtype)
+
+
 def step_equals_plain(family, padded):
     torch.manual_seed(0)
     model, _ = tiny(family)
@@ -58,10 +70,14 @@ def step_equals_plain(family, padded):
     token_B, base_B, rows = tables(decoder, padded)
     arena = arena_for(decoder, 10, seed=1).half().float()
     half_arena = arena.half()
+    streams_LBD = []
     with evaluating(model):
         attend = attend_in_torch(decoder, rows, arena)
         position_B = base_B + rows.cached_B
-        hidden_BD = plain_step(decoder, token_B, decoder.rotary_tables(200), position_B, attend)
+        hidden_BD = plain_step(
+            decoder, token_B, decoder.rotary_tables(200), position_B, attend,
+            lambda _, x_BD: streams_LBD.append(x_BD.clone()),
+        )  # fmt: skip
         expected_BV = head_logits(model, hidden_BD)[:REAL]
     groups = (group for layer in half_decoder.layers for group in layer.products)
     step = FusedStep(
@@ -70,12 +86,16 @@ def step_equals_plain(family, padded):
     )  # fmt: skip
     logits_BV = torch.full((padded, decoder.vocabulary), math.nan, dtype=torch.float16)
     address = torch.tensor([half_arena.data_ptr()])
+    kept_SLD, kept = places(half_decoder, rows)
     with torch.no_grad():
-        step(token_B, half_decoder.rotary_tables(200), base_B, address, rows, logits_BV)
+        step(token_B, half_decoder.rotary_tables(200), base_B, address, rows, logits_BV, kept)
     found_BV = logits_BV[:REAL].float()
     error = ((found_BV - expected_BV).norm() / expected_BV.norm()).item()
     assert error < 0.02, f"{family}, {padded} rows: logits differ by {error:.4f}"
     assert torch.equal(found_BV.argmax(-1), expected_BV.argmax(-1))
+    expected_SLD = torch.stack(streams_LBD, dim=1)[:REAL]
+    error = (kept_SLD.float() - expected_SLD).norm(dim=(0, 2)) / expected_SLD.norm(dim=(0, 2))
+    assert (error < 0.01).all(), f"{family}, {padded} rows: kept streams differ by {error}"
     # Page 0 takes the padding row's keys.
     error = ((half_arena.float() - arena)[1:].norm() / arena[1:].norm()).item()
     assert error < 3e-3, f"{family}, {padded} rows: caches differ by {error:.5f}"
