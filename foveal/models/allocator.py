@@ -30,3 +30,25 @@ def grow_segments() -> bool:
         return False
     change("expandable_segments:True")
     return True
+
+
+IDLE_BYTES = 1 << 30
+"""Idle memory below this is not worth the wait that giving it back costs."""
+
+
+def give_back_idle(device: torch.device) -> bool:
+    """Hand memory that torch holds and nobody uses back to the GPU, where it is a gigabyte or more.
+
+    Between phases that want pieces of other sizes: what is held for the one phase would otherwise
+    stand beside what the next one takes.
+
+    Returns:
+        Whether it was done.
+    """
+    if device.type != "cuda":
+        return False
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if idle < IDLE_BYTES:
+        return False
+    torch.cuda.empty_cache()
+    return True

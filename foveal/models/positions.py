@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -36,8 +37,7 @@ def mrope_positions(
         if ids[at] == image_token_id:
             time, height, width = next(grids)
             shape = (time, height // merge_size, width // merge_size)
-            axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
-            pieces.append(torch.stack([axis.flatten() for axis in axes]) + start)
+            pieces.append(_picture(shape) + start)
             at += shape[0] * shape[1] * shape[2]
             # As in Qwen2-VL's own index: the larger side of the picture, whatever its duration.
             start += max(shape[1], shape[2])
@@ -47,6 +47,13 @@ def mrope_positions(
             at, start = at + run, start + run
     pieces.append((start + torch.arange(length - len(ids))).expand(3, -1))
     return torch.cat(pieces, dim=1)
+
+
+@functools.lru_cache(maxsize=256)
+def _picture(shape: tuple[int, int, int]) -> Tensor:
+    """Positions ``[3, M]`` of a picture of so many merged patches that starts at 0."""
+    axes = torch.meshgrid(*(torch.arange(size) for size in shape), indexing="ij")
+    return torch.stack([axis.flatten() for axis in axes])
 
 
 def _text_run(ids: Sequence[int], at: int, image_token_id: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from foveal.models.allocator import NAMES, grow_segments
+from foveal.models.allocator import IDLE_BYTES, NAMES, give_back_idle, grow_segments
 
 
 @pytest.fixture
@@ -38,3 +38,14 @@ def test_nothing_is_set_where_it_would_not_act(nobody_has_decided, monkeypatch, 
         monkeypatch.setattr("sys.platform", "win32")
     assert not grow_segments()
     assert not nobody_has_decided
+
+
+@pytest.mark.parametrize("idle", [IDLE_BYTES - 1, IDLE_BYTES])
+def test_memory_is_given_back_only_where_much_of_it_is_idle(monkeypatch, idle):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 7 + idle)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 7)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(1))
+    assert give_back_idle(torch.device("cuda")) is (idle >= IDLE_BYTES)
+    assert len(calls) == (idle >= IDLE_BYTES)
+    assert not give_back_idle(torch.device("cpu"))
