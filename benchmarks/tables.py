@@ -151,6 +151,16 @@ def agreement_table(records: Records) -> str:
     return "\n".join([*lines, "", *_origins(records)])
 
 
+def gradients_table(records: Records) -> str:
+    lines = ["| model | gradients | cosine, mean of layers | least, in |", "|---|---|---|---|"]
+    lines += [
+        f"| {r['case']} | {r['system']} | {r['cosine_mean']:.5f} | {r['cosine_least']:.5f}, "
+        f"{r['least_in']} |"
+        for r in records
+    ]
+    return "\n".join([*lines, "", *_origins(records)])
+
+
 def gpu_tests_table(records: Records) -> str:
     lines = ["| file | passed | failed | skipped |", "|---|---|---|---|"]
     lines += [
@@ -180,6 +190,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "train_pass": train_pass_table,
     "step": step_table,
     "agreement": agreement_table,
+    "gradients": gradients_table,
     "gpu_tests": gpu_tests_table,
 }
 

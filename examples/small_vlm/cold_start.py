@@ -45,7 +45,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--nlvr", type=Path, help="parquet file of the NLVR pack; without it, drawn rows alone")
     add("--out", type=Path, required=True, help="folder of the trained checkpoint")
     add("--steps", type=int, default=1500, help="optimizer steps")
-    add("--batch", type=int, default=128, help="rows of a step")
+    add("--batch", type=int, default=256, help="rows of a step")
     add("--lr", type=float, default=3e-4, help="highest learning rate of the text model")
     add("--vision-lr", type=float, default=1e-3, help="the same of the tower")
     add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="drawing processes")

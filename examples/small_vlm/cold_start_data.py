@@ -29,8 +29,8 @@ from foveal.data import RowSource, join_rows, load_rows
 from foveal.tasks import DrawnRows, get_task
 
 SHARES = {
-    "list": 0.2, "count": 0.2, "locate": 0.12,
-    "describe": 0.15, "shapes": 0.15, "cells": 0.04, "clocks": 0.06,
+    "list": 0.25, "count": 0.06, "locate": 0.15,
+    "describe": 0.14, "shapes": 0.12, "cells": 0.08, "clocks": 0.12,
     "nlvr": 0.08,
 }  # fmt: skip
 """Of the rows. Without NLVR the others share its part."""

@@ -4,7 +4,8 @@ NLVR's half has 950 pictures, too few to learn to count from. These are drawn an
 things scattered in three boxes, or towers of blocks, with three kinds of question.
 
     list     everything, box by box from left to right: what an untrained tower needs most
-    count    NLVR's seven forms of question. Some answers count box by box first
+    count    NLVR's seven forms of question. Few rows: that a picture's list answers them, and that
+             listing what was asked for comes first, is left to reinforcement learning to find
     locate   the boxes around the things that are named, in pixels of the picture
 """
 
@@ -32,8 +33,8 @@ MOST_LOCATED = 6
 LIST_QUESTION = "<image>List the objects of each box, from left to right."
 COUNT_INSTRUCTION = "Answer in <answer> tags."
 LOCATE_INSTRUCTION = "Answer in <answer> tags as [[x1,y1,x2,y2],...]."
-SENTENCE_SHARE = 0.3
-"""Of the counting rows whose answers count box by box first."""
+LISTED_SHARE = 0.7
+"""Of the counting rows whose answers list what was asked for first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ def counted(seed: int, difficulty: int) -> dict[str, Any]:
     sides = [sum(wanted.fits(thing) for thing in things if thing.side == s) for s in range(3)]
     answer = sum(n > 0 for n in sides) if by_box else sum(sides)
     tagged = f"<answer>{answer}</answer>"
-    spoken = ", ".join(f"{name} {n}" for name, n in zip(SIDES, sides, strict=True))
-    completion = f"{spoken}. {tagged}" if rng.random() < SENTENCE_SHARE else tagged
+    found = listing([thing for thing in things if wanted.fits(thing)], sizes=False)
+    completion = f"{found}. {tagged}" if rng.random() < LISTED_SHARE else tagged
     question = f"<image>{count_question(wanted, by_box)} {COUNT_INSTRUCTION}"
     return {**_row(things, question, str(answer), "count"), "completion": completion}
 
@@ -171,12 +172,12 @@ def picture(things: list[Thing]) -> Image.Image:
 # -- words
 
 
-def listing(things: list[Thing]) -> str:
+def listing(things: list[Thing], *, sizes: bool = True) -> str:
     """``left: small black circle, large blue square; middle: nothing; ...``."""
     texts = []
     for side, name in enumerate(SIDES):
         inside = sorted((t for t in things if t.side == side), key=lambda t: (t.x, t.y))
-        names = [f"{SIZES[t.size]} {t.colour} {t.shape}" for t in inside]
+        names = [f"{SIZES[t.size]} " * sizes + f"{t.colour} {t.shape}" for t in inside]
         texts.append(f"{name}: {', '.join(names) or 'nothing'}")
     return "; ".join(texts)
 

@@ -79,26 +79,30 @@ class Agreement:
             )
 
 
-def agreement(model: nn.Module, rows: Sequence[Row], learn: Learn) -> tuple[Agreement, Any]:
-    """Train ``rows`` with full checkpointing and with their captured inputs, and compare.
+def agreement(model: nn.Module, rows: Sequence[Row], learn: Learn) -> Agreement:
+    """Compare the gradients with full checkpointing and with captured inputs.
+
+    Both without the correction for what the rollout rounds otherwise: over a long completion small
+    differences add up to a weight far from 1, which differs between the two passes whatever their
+    gradients are.
 
     Args:
-        model: the policy, under the policy "captured", without gradients.
+        model: the policy, under the policy "captured", without gradients; it is left without.
         rows: of one optimizer step, with layer inputs.
         learn: the training pass.
-
-    Returns:
-        The agreement, and what ``learn`` gave with captured inputs, whose gradients are left in
-        the model.
     """
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all(p.grad is None or not p.grad.any() for p in found.values())
-    learn(without_layer_inputs(rows))
-    full = {name: p.grad for name, p in found.items()}
-    for parameter in found.values():
-        parameter.grad = None
-    result = learn(rows)
-    return Agreement(_cosines(model, full, {n: p.grad for n, p in found.items()})), result
+
+    def gradients(rows: Sequence[Row]) -> dict[str, Tensor | None]:
+        learn(_without_rollout_logprobs(rows))
+        gradients = {name: p.grad for name, p in found.items()}
+        for parameter in found.values():
+            parameter.grad = None
+        return gradients
+
+    full = gradients(without_layer_inputs(rows))
+    return Agreement(gradient_cosines(model, full, gradients(rows)))
 
 
 def without_layer_inputs(rows: Sequence[Row]) -> list[Row]:
@@ -106,9 +110,19 @@ def without_layer_inputs(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, completion=replace(row.completion, layer_inputs=None)) for row in rows]
 
 
-def _cosines(
+def _without_rollout_logprobs(rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, completion=replace(row.completion, rollout_logprob=None)) for row in rows]
+
+
+def gradient_cosines(
     model: nn.Module, ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None]
 ) -> dict[str, float]:
+    """Cosines between two gradients by part, as in ``Agreement.cosines``.
+
+    Args:
+        model: whose parameters they are of.
+        ours, theirs: by name of the parameter; None where a pass gave it none.
+    """
     tower = {id(p) for module in vision_modules(model) for p in module.parameters()}
     parts = {name: _part(name, id(p) in tower) for name, p in model.named_parameters()}
     dots: dict[str, list[Tensor]] = defaultdict(list)
@@ -183,12 +197,12 @@ class CapturedRun:
             )
         if self.agreement is not None or missing:
             return learn(rows)
-        found, result = agreement(self.model, rows, learn)
+        found = agreement(self.model, rows, learn)
         if found.lowest is not None:
             self.agreement = found
             say(found.line)
             found.check()
-        return result
+        return learn(rows)
 
 
 def _refuse(config: GRPOConfig, backend: Any) -> None:

@@ -142,3 +142,16 @@ def test_a_package_that_is_not_there_is_named_before_anything_is_made(script, tm
         pytest.skip("vllm is installed")
     with pytest.raises(RuntimeError, match="needs the package vllm, which is not installed"):
         step_trl.measure_trl(step.parse(["--peer", "trl-vllm"]), tmp_path)
+
+
+def test_gradients_of_the_same_rows_are_compared_by_layer(script, tmp_path):
+    out = tmp_path / "gradients.json"
+    argv = ["--tokens", "5", "--completions", "2", "--out", str(out), *TINY]
+    script("gradients").main(argv)
+    records = json.loads(out.read_text())
+    assert len({record["system"] for record in records}) == 3
+    for record in records:
+        assert 0.99 < record["cosine_least"] <= record["cosine_mean"] < 1
+        assert record["least_in"].startswith("layer ")
+    table = script("tables").gradients_table(records)
+    assert table.count("2 completions, 10 tokens") == 3

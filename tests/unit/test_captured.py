@@ -193,7 +193,7 @@ def test_a_run_whose_gradients_point_apart_ends_before_a_step(tmp_path, monkeypa
     from foveal.train import captured
 
     found = Agreement({"layer 0": 1.0, "layer 1": LEAST_COSINE - 1e-4})
-    monkeypatch.setattr(captured, "agreement", lambda model, rows, learn: (found, learn(rows)))
+    monkeypatch.setattr(captured, "agreement", lambda model, rows, learn: found)
     run = trainer(tmp_path, model=adapted(use_gradient_checkpointing="captured"), max_steps=2)
     with pytest.raises(ValueError, match=r"layer 1 .*0\.998900.*below 0\.999.*=True"):
         run.train()
