@@ -45,7 +45,7 @@ TOWER = {
     "fullatt_block_indexes": [3, 7],
 }
 PIXELS = {"shortest_edge": 80_000, "longest_edge": 672 * 672}
-"""Least and most pixels of a picture: 100 to 576 image tokens. Smaller pictures are enlarged, so
+"""Least and most pixels of a picture: 102 to 576 image tokens. Smaller pictures are enlarged, so
 that what an untrained tower has to tell apart is larger than its patches."""
 MROPE_SHARES = (8, 12, 12)
 """Frequencies that turn with time, height and width, in 32nds; Qwen2.5-VL's proportions."""

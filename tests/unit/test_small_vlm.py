@@ -146,16 +146,19 @@ def test_the_tokenizer_cuts_as_smollm2s_and_knows_pictures(small):
     own = len(_vocabulary_tokens())
     assert config.vision_start_token_id == own and len(tokenizer) == own + 5
     assert config.text_config.vocab_size == own + 9, "a multiple of 8"
-    picture = {"type": "image", "image": Image.new("RGB", (112, 84))}
+    picture = {"type": "image", "image": Image.new("RGB", (336, 252))}  # 12 x 9 merged patches
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": [picture, {"type": "text", "text": "the"}]}],
         tokenize=True,
         return_dict=True,
     )
-    middle = [config.vision_start_token_id, *[config.image_token_id] * 12]
+    middle = [config.vision_start_token_id, *[config.image_token_id] * 108]
     ids = list(inputs["input_ids"][0])
     start = ids.index(middle[0])
-    assert ids[start : start + 14] == [*middle, config.vision_end_token_id]
+    assert ids[start : start + 110] == [*middle, config.vision_end_token_id]
+    # A small picture is enlarged, with its shape kept: 22 x 22 patches.
+    small_one = processor.image_processor(images=[Image.new("RGB", (112, 112))])
+    assert small_one["image_grid_thw"].tolist() == [[1, 22, 22]]
 
 
 @pytest.mark.parametrize("roles", [("user",), ("system", "user", "assistant", "user")])
