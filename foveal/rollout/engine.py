@@ -38,6 +38,12 @@ from foveal.models.vision_norm import fast_vision_norms
 from foveal.rollout.backend import OnTokens
 from foveal.rollout.budget import GIB, CacheBudget
 from foveal.rollout.capture import Demand
+from foveal.rollout.fingerprint import (
+    fingerprint_of,
+    parameters_of,
+    structure_of,
+    switches_of,
+)
 from foveal.rollout.pages import PagePool
 from foveal.rollout.runner import Drawn, Runner
 from foveal.rollout.sampler import Sampler
@@ -275,8 +281,8 @@ class Engine:
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""
         decoder = Decoder(self.model)
-        parameters = _parameters(self.model)
-        structure, switches = _structure(decoder, parameters), _switches(decoder)
+        parameters = parameters_of(self.model)
+        structure, switches = structure_of(decoder, parameters), switches_of(decoder)
         # Packed adapters can be switched off; graphs of the model's own layers have them inside.
         packed = self._runner is not None and self._runner.steps.lora is not None
         new = False
@@ -295,7 +301,7 @@ class Engine:
         # A pack that was just made may be that of adapters that are off.
         self._runner.steps.refresh(unchanged=not new and switches == self._switches)
         self._switches = switches
-        self._notice_update(_fingerprint(parameters, switches))
+        self._notice_update(fingerprint_of(parameters, switches))
         return self._runner
 
     @staticmethod
@@ -435,45 +441,3 @@ def _longest(model: nn.Module) -> int:
     """Tokens of a prompt or a completion where nobody has said: the model's own bound."""
     own = stock_model(model).config.get_text_config().max_position_embeddings
     return min(state_of(model).max_seq_length or own, own, 32768)
-
-
-def _parameters(model: nn.Module) -> list[nn.Parameter]:
-    """As ``model.parameters()`` gives them, shared ones as often as they are shared; that walk
-    takes several times as long."""
-    return [p for m in model.modules() for p in m._parameters.values() if p is not None]
-
-
-def _structure(decoder: Decoder, parameters: Rows[nn.Parameter]) -> Any:
-    """What captured graphs rely on: which layers and adapters there are, and where weights lie."""
-    return (
-        decoder.head.weight.data_ptr(),
-        decoder.embed.weight.data_ptr(),
-        tuple((id(m), m.weight.data_ptr(), _adapters(m)) for m in _linears(decoder)),
-        tuple(map(id, parameters)),
-    )
-
-
-def _adapters(linear: Any) -> Any:
-    """Rank and scale of a layer's adapters, and which of them are in use."""
-    if not hasattr(linear, "lora_A"):
-        return None
-    parts = (linear.r, linear.scaling)
-    return tuple(tuple(p.items()) for p in parts), tuple(linear.active_adapters), linear.merged
-
-
-def _switches(decoder: Decoder) -> tuple[bool, ...]:
-    """Whose adapter is off."""
-    return tuple(getattr(m, "disable_adapters", False) for m in _linears(decoder))
-
-
-def _linears(decoder: Decoder) -> list[Any]:
-    return [module for group in decoder.products for module in group]
-
-
-def _fingerprint(parameters: Rows[nn.Parameter], switches: tuple[bool, ...]) -> tuple[Any, Tensor]:
-    """Changes when weights do, or when an adapter is switched: whatever torch writes moves version
-    counters, of frozen weights too. Writes to ``.data`` do not; for trainable weights the norms
-    show them."""
-    trained = [p.detach() for p in parameters if p.requires_grad]
-    norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (tuple(p._version for p in parameters), switches), norms
