@@ -164,7 +164,7 @@ def test_weights_for_the_rollouts_rounding_are_no_part_of_an_agreement():
     data, seen = drawn_rows(model, processor), []
     set_checkpointing(model, "captured")
 
-    def learn(rows: list[Row]) -> None:
+    def learn(rows: Any) -> None:
         seen.append([row.completion.rollout_logprob for row in rows])
         learner(model)(rows)
 
