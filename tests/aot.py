@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from foveal.kernels import overlap
-
 SHARED_BYTES = {75: 64 * 1024, 80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 """Shared memory that one block may have, by compute capability (CUDA C++ Programming Guide,
 table of technical specifications)."""
@@ -70,22 +68,6 @@ def compile_for(
         target=GPUTarget("cuda", capability, 32),
         options=options,
     )
-
-
-def starts_early(monkeypatch: Any, capability: int) -> None:
-    """Launches are described as on a card of this capability."""
-    monkeypatch.setattr(overlap, "can_overlap", lambda device: capability >= 90)
-
-
-def assert_waits_before_it_reads(ptx: str, capability: int) -> None:
-    """A kernel that starts early touches no memory that another may still write."""
-    if capability < 90:
-        assert "griddepcontrol" not in ptx
-        return
-    before, wait, _ = ptx.partition("griddepcontrol.wait")
-    assert wait and "griddepcontrol.launch_dependents" in before
-    for access in ("ld.global", "st.global", "cp.async.cg", "cp.async.ca"):
-        assert access not in before, f"{access} before the wait"
 
 
 class Recorder:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveal.kernels.overlap import overlap
 from foveal.types import PAGE
 
 PREFIX_SPLITS = 8
@@ -220,7 +219,6 @@ class DecodeAttention:
             SLOTS=self.slots,
             WINDOW=window,
             SOFTCAP=softcap > 0,
-            **overlap(q_BHC),
             **launch_shape(self.width, q_BHC),
         )
         join_kernel[(self.rows, self.heads)](
@@ -234,7 +232,6 @@ class DecodeAttention:
             SLOTS=self.slots,
             PADDED=triton.next_power_of_2(self.slots),
             num_warps=1 if self.width <= 128 else 2,
-            **overlap(q_BHC),
         )
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from foveal.kernels.decode_attention import PAGE, PagedRows, triton_type
 from foveal.kernels.kept_rows import KeptRows
-from foveal.kernels.overlap import overlap
 
 
 def rms_norm_reference(
@@ -97,7 +96,6 @@ def residual_norm(
         AFTER=after_D is not None,
         ADD_ONE=add_one,
         KEEP=kept is not None,
-        **overlap(residual_BD),
         num_warps=min(16, max(1, block // 256)),
     )
 
@@ -216,6 +214,5 @@ def rotary_cache(
         NORM=norms is not None,
         ADD_ONE=add_one,
         FP8=cache_dtype == torch.float8_e4m3fn,
-        **overlap(q_BHC),
         num_warps=1,
     )

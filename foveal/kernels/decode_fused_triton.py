@@ -7,7 +7,6 @@ import triton
 import triton.language as tl
 
 from foveal.kernels.kept_rows_triton import keep_row
-from foveal.kernels.overlap_triton import begin
 
 
 @triton.jit
@@ -25,9 +24,8 @@ def residual_norm_kernel(
     parts_ptr, residual_ptr, out_ptr, after_ptr, before_ptr, rows, D, eps,
     address_ptr, first_ptr, cached_ptr, kept_offset, kept_stride,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, AFTER: tl.constexpr, ADD_ONE: tl.constexpr,
-    KEEP: tl.constexpr, OVERLAP: tl.constexpr,
+    KEEP: tl.constexpr,
 ):  # fmt: skip
-    begin(OVERLAP)
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK_D)
     real = at < D
@@ -59,10 +57,9 @@ def rotary_cache_kernel(
     cached_ptr, base_position_ptr, rows, eps,
     CACHE: tl.constexpr, SPLIT: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
     C: tl.constexpr, PAGE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
-    ADD_ONE: tl.constexpr, FP8: tl.constexpr, OVERLAP: tl.constexpr,
+    ADD_ONE: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: sum the parts, bias, norm, rotate; q goes out, k and v to the cache."""
-    begin(OVERLAP)
     row = tl.program_id(0)
     head = tl.program_id(1)
     half = q_ptr.dtype.element_ty

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.kernels.overlap import overlap, prefetch_columns
-
 SHARED_BYTES = {(7, 5): 64 << 10, (8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10,
                 (9, 0): 227 << 10}  # fmt: skip
 """Shared memory that one program may take, by compute capability."""
@@ -149,14 +147,12 @@ class SkinnyLinear:
         t = self.tiles
         k_blocks = -(-self.K // t.block_k)
         programs = sum(triton.cdiv(size, t.block_n) for size in self.sizes)
-        share = -(-k_blocks // t.split) * t.block_k
         linear_kernel[(programs, t.split)](
             x_BK, out_SBN, *self.weights, *self.a, *self.b,
-            self.rows, self.K, *self.sizes, share,
+            self.rows, self.K, *self.sizes, -(-k_blocks // t.split) * t.block_k,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
             EVEN_K=self.K % t.block_k == 0, STAGES=t.stages,
-            EARLY=prefetch_columns(self.total * t.split, self.K, share, x_BK.element_size()),
-            num_warps=t.warps, **overlap(x_BK),
+            num_warps=t.warps,
         )  # fmt: skip
 
 
@@ -215,8 +211,7 @@ class GatedLinear:
             self.rows, self.K, self.N,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
             EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, GELU=self.gelu,
-            EARLY=prefetch_columns(2 * self.N, self.K, self.K, x_BK.element_size()),
-            num_warps=t.warps, **overlap(x_BK),
+            num_warps=t.warps,
         )  # fmt: skip
 
 

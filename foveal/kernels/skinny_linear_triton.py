@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-from foveal.kernels.overlap_triton import fetch_early
 
 
 @triton.jit
@@ -68,7 +65,6 @@ def linear_kernel(
     rows, K, n0, n1, n2, k_per_split,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Up to three matrices that share x, side by side in the output ``[SPLIT, rows, n0+n1+n2]``."""
     tile = tl.program_id(0)
@@ -85,11 +81,6 @@ def linear_kernel(
     n_local = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k_from = split * k_per_split
     k_to = tl.minimum(k_from + k_per_split, K)
-    if OVERLAP:
-        gdc_launch_dependents()
-        if EARLY > 0:
-            fetch_early(w, n_local, n, K, k_from, k_to, EARLY)
-        gdc_wait()
     acc = _accumulate(x_ptr, w, a, b, rows, n_local, n, k_from, k_to, K,
                       BLOCK_B, BLOCK_N, BLOCK_K, RANK, EVEN_K, STAGES)  # fmt: skip
     at_b = tl.arange(0, BLOCK_B)
@@ -104,16 +95,10 @@ def gated_kernel(
     x_ptr, out_ptr, wg, wu, ag, au, bg, bu, rows, K, N,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
-    GELU: tl.constexpr, OVERLAP: tl.constexpr, EARLY: tl.constexpr,
+    GELU: tl.constexpr,
 ):  # fmt: skip
     """``act(x Wg') * (x Wu')`` in 16 bit ``[rows, N]``, both products in one program."""
     n_local = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    if OVERLAP:
-        gdc_launch_dependents()
-        if EARLY > 0:
-            fetch_early(wg, n_local, N, K, 0, K, EARLY)
-            fetch_early(wu, n_local, N, K, 0, K, EARLY)
-        gdc_wait()
     at_b = tl.arange(0, BLOCK_B)
     at_k = tl.arange(0, BLOCK_K)
     real_n = n_local < N

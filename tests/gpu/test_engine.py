@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from foveal import FastVisionModel
-from foveal.kernels import overlap
 from foveal.models.decoder import Decoder
 from foveal.models.family import stock_model
 from foveal.models.forward import completion_logprobs
@@ -251,14 +250,3 @@ def test_two_hundred_rollouts_leak_no_memory():
         allocated.append(torch.cuda.memory_allocated())
     grown = {i: bytes_ - allocated[1] for i, bytes_ in enumerate(allocated[1:], 1)}
     assert not any(grown.values()), {i: more for i, more in grown.items() if more}
-
-
-def test_kernels_that_start_early_read_what_the_ones_before_them_wrote(checkpoint, monkeypatch):
-    """The same bits as one after the other, under graphs; from sm_90 on."""
-    model, processor, prompts = adapted(checkpoint, dtype=torch.bfloat16)
-    if not overlap.can_overlap(model.device):
-        pytest.skip("kernels start early from sm_90 on")
-    together = engine(model, processor).generate(prompts, 4, SAMPLED)
-    monkeypatch.setattr(overlap, "ALLOWED", False)
-    apart = engine(model, processor).generate(prompts, 4, SAMPLED)
-    assert_same(together, apart, atol=0)
