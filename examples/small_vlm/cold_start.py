@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from build import build
 from cold_start_data import HELD_OUT_SEED, INSTRUCTIONS, drawn, nlvr_half, training_rows, write_half
+from transformers import TrainerCallback
 
 from foveal import FastVisionModel, SFTConfig, SFTTrainer
 from foveal.data import RowSource, load_rows
@@ -53,6 +54,7 @@ def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     add("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="drawing processes")
     add("--held-out", type=int, default=300, help="rows of each task to answer at the end")
     add("--seed", type=int, default=0, help="of the order of rows")
+    add("--budget-seconds", type=float, help="stop training after so long, and save what is there")
     add("--resume", action="store_true", help="go on from the last checkpoint of --out")
     return parser.parse_args()
 
@@ -77,6 +79,7 @@ def main() -> None:
         processing_class=processor,
         train_dataset=rows,
         args=settings(arguments),
+        callbacks=[Budget(arguments.budget_seconds)] if arguments.budget_seconds else None,
     )
     trainer.train(arguments.resume or None)
     model.save_pretrained(arguments.out)
@@ -90,6 +93,19 @@ def main() -> None:
     )
     results = held_out_results(model, processor, arguments)
     (arguments.out / "cold_start.json").write_text(json.dumps(results, indent=1))
+
+
+class Budget(TrainerCallback):
+    """Ends training when its time is spent: a machine that is lent for minutes must not take the
+    weights with it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.perf_counter() + seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if time.perf_counter() >= self.end and not control.should_training_stop:
+            print(f"the time is spent: stopped at step {state.global_step}", flush=True)
+            control.should_training_stop = True
 
 
 def starting_point(arguments: argparse.Namespace) -> Path:
