@@ -99,7 +99,7 @@ def test_every_recipe_has_known_keys_and_logs_the_kl():
         recipe = load_recipe(path)
         config = GRPOConfig(**{**recipe.train, "use_cpu": True})
         assert 0 < config.beta < 1e-6 and config.logging_steps == 1, path.name
-        assert config.generation_batch_size == 128, path.name
+        assert config.generation_batch_size == 256, path.name
 
 
 @pytest.mark.parametrize(
