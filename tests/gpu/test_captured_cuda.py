@@ -41,7 +41,8 @@ def kept_groups(sampler: Any, prompts: Any, n: int, sampling: SamplingParams) ->
 def streams_LND(model: Any, groups: Any) -> torch.Tensor:
     kept = [c.layer_inputs for group in groups for c in group.completions]
     packed = PackedInputs(kept, stock_model(model).device)
-    layers = kept[0].runs[0].block_SLD.shape[1]
+    # A completion of one token has no run.
+    layers = next(run for one in kept for run in one.runs).block_SLD.shape[1]
     return torch.stack([packed.behind(layer) for layer in range(layers)])
 
 
