@@ -145,3 +145,15 @@ def test_one_command_goes_from_a_checkpoint_to_a_warm_one(script, nlvr, tmp_path
         "nlvr true_false",
         "nlvr boxes",
     }
+
+
+def test_weights_are_saved_when_the_time_is_spent(script, tmp_path, monkeypatch, capsys):
+    cold_start = script("cold_start")
+    model, out = save_tiny(tmp_path / "tiny", "qwen2_5_vl"), tmp_path / "warm"
+    options = f"--model {model} --out {out} --steps 400 --batch 1 --workers 0 --held-out 1"
+    monkeypatch.setattr(
+        sys, "argv", ["cold_start.py", *options.split(), "--budget-seconds", "1e-6"]
+    )
+    cold_start.main()
+    assert "stopped at step 1\n" in capsys.readouterr().out
+    assert (out / "model.safetensors").is_file()
