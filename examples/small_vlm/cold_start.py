@@ -36,9 +36,8 @@ from foveal.tasks import get_task
 
 SECOND_HALF = "nlvr_second_half.parquet"
 PASS_TOKENS = 65_536
-"""Of a forward and backward, pictures included: a whole step of 256 rows, some 50 GiB of
-activations. The layers are so small that starting their kernels takes longer than running them,
-so two halves would take twice as long."""
+"""Of a forward and backward, pictures included: a whole step of 256 rows, and 48 GiB of the GPU's
+memory in use."""
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> argparse.Namespace:

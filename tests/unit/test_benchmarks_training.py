@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -136,10 +137,14 @@ def test_a_kernel_of_training_is_counted_where_it_belongs(script, kernel, group)
     assert kernel_time.group_of(kernel, kernel_time.TRAINING_GROUPS) == group
 
 
-def test_a_package_that_is_not_there_is_named_before_anything_is_made(script, tmp_path):
+def test_a_package_that_is_not_there_is_named_before_anything_is_made(
+    script, tmp_path, monkeypatch
+):
     step, step_trl = script("step"), script("step_trl")
-    if step_trl.importlib.util.find_spec("vllm"):
-        pytest.skip("vllm is installed")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        step_trl.importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name)
+    )
     with pytest.raises(RuntimeError, match="needs the package vllm, which is not installed"):
         step_trl.measure_trl(step.parse(["--peer", "trl-vllm"]), tmp_path)
 
