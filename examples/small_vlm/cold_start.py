@@ -84,7 +84,7 @@ def main() -> None:
     model.save_pretrained(arguments.out)
     processor.save_pretrained(arguments.out)
     seconds = time.perf_counter() - started
-    trained = trainer.meter.total_seconds
+    trained = trainer.flow.total_seconds
     print(
         f"{arguments.out}: {seconds:.0f} s in all; waited {trained['data']:.0f} s for rows, "
         f"forward and backward {trained['train']:.0f} s",

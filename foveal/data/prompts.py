@@ -99,8 +99,14 @@ class PromptBuilder:
         self._marker = getattr(processor, "boi_token", None) or processor.image_token
         self._placeholders = _placeholder_texts(processor, image_token_id)
 
-    def build(self, row: NormalRow, index: int) -> Prompt:
+    def build(self, row: NormalRow, index: int, *, keep: bool = True) -> Prompt:
         """Tokenises one row and processes its pictures.
+
+        Args:
+            row: normalised.
+            index: its number, for the error messages.
+            keep: whether its pictures may come again. Those of a row that is drawn once are not
+                looked up, nor kept.
 
         Raises:
             PromptTooLong: more than ``max_prompt_length`` tokens.
@@ -108,7 +114,7 @@ class PromptBuilder:
                 its placeholders and picture tokens differ in number.
         """
         messages = with_system_prompt(self._placed_boxes(row, index), self.system_prompt)
-        ids, images = self._process(self._render(messages, index), row.images, index)
+        ids, images = self._process(self._render(messages, index), row.images, index, keep)
         added = coordinate_columns(
             row.columns,
             [picture.size for picture in row.images],
@@ -219,10 +225,10 @@ class PromptBuilder:
             raise _refused(index, error) from error
 
     def _process(
-        self, text: str, pictures: list[Image.Image], index: int
+        self, text: str, pictures: list[Image.Image], index: int, keep: bool = True
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         self._check_markers(text.count(self._marker), len(pictures), index)
-        keys = self._cache_keys(pictures)
+        keys = self._cache_keys(pictures) if keep else []
         known = [image for key in keys if (image := self.pictures.get(key)) is not None]
         if known and len(known) == len(pictures):
             ids, images = self._known_ids(text, known), tuple(known)

@@ -13,7 +13,7 @@ before ``stat_values`` asks for floats, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -94,10 +94,26 @@ def merge_stats(*parts: Mapping[str, Stat]) -> dict[str, Stat]:
 
 def stat_values(stats: Mapping[str, Stat]) -> dict[str, float]:
     """Every statistic as a float, in one transfer from the device."""
+    return later_values(stats)()
+
+
+def later_values(stats: Mapping[str, Stat]) -> Callable[[], dict[str, float]]:
+    """``stat_values`` in two parts: the transfer is asked for now, and waited for when called."""
     if not stats:
-        return {}
-    values = torch.stack([stat.value().double() for stat in stats.values()]).tolist()
-    return dict(zip(stats, values, strict=True))
+        return dict
+    values = torch.stack([stat.value().double() for stat in stats.values()])
+    there = values.to("cpu", non_blocking=True)
+    ready = None
+    if values.is_cuda:
+        ready = torch.cuda.Event()
+        ready.record()
+
+    def read() -> dict[str, float]:
+        if ready is not None:
+            ready.synchronize()
+        return dict(zip(stats, there.tolist(), strict=True))
+
+    return read
 
 
 def token_mean(value_BT: Tensor, mask_BT: Tensor) -> Mean:

@@ -32,10 +32,14 @@ class MetricLog:
 
     def close_step(self) -> dict[str, float]:
         """Turn the statistics of an optimizer step into metrics, and return those."""
-        values = stat_values(self._step_stats)
-        self._step_stats = {}
+        values = stat_values(self.take_stats())
         self.add(values)
         return values
+
+    def take_stats(self) -> dict[str, Stat]:
+        """The statistics of an optimizer step, which begins anew."""
+        stats, self._step_stats = self._step_stats, {}
+        return stats
 
     def latest(self, name: str) -> float | None:
         """The last value of a metric, logged since or not."""

@@ -18,6 +18,9 @@ class RunConfig(TrainingArguments):
 
     gradient_checkpointing: Any = field(default=True)
     """True, False, "selective", "offload", "captured" or "auto", as of ``set_checkpointing``."""
+    logging_nan_inf_filter: bool = field(default=False)
+    """Whether a loss that is not finite is logged as the mean of those before it: it hides a run
+    that fails, and asks the GPU for the loss of every micro-step."""
     remove_unused_columns: bool | None = field(default=False)
     model_init_kwargs: dict[str, Any] | None = None
     """Arguments of ``FastVisionModel.from_pretrained`` where ``model`` is a name."""

@@ -24,7 +24,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import speed_metrics
 
 from foveal.data import RowSource
-from foveal.memory import PhaseMeter
 from foveal.models.family import stock_model
 from foveal.models.precision import HALF_TYPES, evaluating
 from foveal.models.state import say
@@ -35,7 +34,7 @@ from foveal.train.console import RunProgress
 from foveal.train.run import Run
 from foveal.train.setup import prepare_model
 from foveal.train.sft_config import SFTConfig
-from foveal.train.sft_data import Batch, Examples, RowOrder, loader
+from foveal.train.sft_data import Batch, Examples, RowOrder, cores_for_workers, loader
 from foveal.train.sft_pass import learn, total_loss
 from foveal.train.sft_setup import (
     check_model,
@@ -45,6 +44,7 @@ from foveal.train.sft_setup import (
     parameter_groups,
     prepare_arguments,
 )
+from foveal.train.step_flow import StepFlow
 from foveal.train.window import reward_groups
 from foveal.types import SamplingParams
 
@@ -101,7 +101,7 @@ class SFTTrainer(Run):
         )
         self.policy: nn.Module = model
         """The model, adapted or not: what is trained."""
-        self.meter = PhaseMeter(self.args.device)
+        self.flow = StepFlow(self.args.device)
         self.order: RowOrder | None = None
         self._epoch = self._micro_steps = 0
         self.settle_checkpointing()
@@ -155,7 +155,7 @@ class SFTTrainer(Run):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """The micro-steps of an optimizer step; what it waits for them is ``time/data``."""
-        with self.meter("data"):
+        with self.flow("data"):
             batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_steps = len(batches)
         return batches, tokens
@@ -182,7 +182,7 @@ class SFTTrainer(Run):
         """Forward and backward of one micro-step's rows."""
         batch: Batch = inputs.to(self.args.device)
         model.train()
-        with self.meter("train"):
+        with self.flow("train"):
             loss, stats = learn(
                 model,
                 batch.examples(),
@@ -194,15 +194,26 @@ class SFTTrainer(Run):
         self.state.num_input_tokens_seen += batch.tokens
         self._micro_steps -= 1
         if self._micro_steps == 0:
-            self._close_step(int(num_items_in_batch))
+            # What comes back is of the step before: asking for this one's numbers would leave the
+            # GPU without work until the next is launched.
+            self._report(self.flow.close(self.metrics.take_stats()))
         return loss
 
-    def _close_step(self, tokens: int) -> None:
-        self.metrics.close_step()
-        timings = self.meter.drain()
-        seconds = sum(value for name, value in timings.items() if name.startswith("time/"))
-        self.metrics.add({**timings, "step_time": seconds})
-        self.metrics.add({"tokens_per_second/train": tokens / max(seconds, 1e-9)})
+    def _report(self, steps: Sequence[dict[str, float]]) -> None:
+        for values in steps:
+            seconds = sum(spent for name, spent in values.items() if name.startswith("time/"))
+            speed = values["completion_tokens"] / max(seconds, 1e-9)
+            self.metrics.add({**values, "step_time": seconds, "tokens_per_second/train": speed})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As ``Run.log``, with every step so far in it."""
+        self._report(self.flow.finish())
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As ``Run.train``; cores are left to the workers that read rows."""
+        with cores_for_workers(self.args.device, self.args.dataloader_num_workers):
+            return super().train(resume_from_checkpoint, **kwargs)
 
     # -- evaluation
 
@@ -273,4 +284,4 @@ class SFTTrainer(Run):
 
 
 def _sum(batch: Batch, like: Tensor) -> Sum:
-    return Sum(torch.tensor(float(batch.completion_tokens), device=like.device))
+    return Sum(torch.full((), float(batch.completion_tokens), device=like.device))

@@ -119,4 +119,5 @@ def pieces(examples: Sequence[Example], tokens_at_once: int | None) -> Iterator[
 
 
 def _count(values_N: Tensor) -> Tensor:
-    return torch.tensor(float(values_N.numel()), device=values_N.device)
+    # Filled there: a number that is sent would wait for all work before it.
+    return torch.full((), float(values_N.numel()), device=values_N.device)

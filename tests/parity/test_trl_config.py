@@ -16,6 +16,7 @@ from tests.parity.trl_side import trl
 
 OTHER_DEFAULT = {
     "bf16": "None means True in TRL; here the arithmetic follows the model's weights",
+    "logging_nan_inf_filter": "True in TRL: it hides a failing loss, and waits for each of them",
     "num_completions_to_print": "None means all in TRL; the table should fit a screen",
 }
 OURS_ALONE = {
