@@ -14,6 +14,8 @@ from foveal.kernels import (
 from foveal.kernels.arithmetic import mm_float32
 from foveal.kernels.train_fused import gated, gated_backward_, gated_backward_reference_
 from foveal.models import training_layer
+from foveal.rl.stats import Sum
+from foveal.train.step_flow import StepFlow
 from tests.unit import test_head_logprob, triton_head_cases, triton_train_cases
 from tests.unit.test_models_fused_lora import assert_as_near_as_peft
 from tests.unit.test_models_training_layer import assert_near_the_truth
@@ -144,3 +146,24 @@ def test_a_block_of_more_than_2_to_the_31_elements():
     for ours, theirs in zip(found, expected, strict=True):
         assert ours is not None and theirs is not None
         torch.testing.assert_close(ours[-last:], theirs, atol=3e-2, rtol=1e-2)
+
+
+def test_numbers_of_a_step_are_asked_for_without_waiting_for_it():
+    """A wait in the middle of a run leaves the GPU idle until the next step is launched."""
+    device = torch.device("cuda")
+    flow = StepFlow(device)
+    x_NN = torch.randn(2048, 2048, device=device)
+    told = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with flow("train"):
+            total = (x_NN @ x_NN).sum()
+        told += flow.close({"loss": Sum(total), "rows": Sum(torch.full((), 3.0, device=device))})
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert told == []
+    (metrics,) = flow.finish()
+    assert metrics["loss"] == pytest.approx(total.item())
+    assert metrics["rows"] == 3
+    assert metrics["time/train"] > 0
+    assert metrics["memory/train_gib"] > 0

@@ -257,6 +257,33 @@ def test_drawn_rows_are_made_as_they_are_asked_for(tmp_path):
     assert seeds == [first, first, first + 1, first + 2, first + 3]
 
 
+def test_pictures_that_are_drawn_once_do_not_crowd_others_out_of_the_cache(tmp_path):
+    config = {"max_steps": 1, "per_device_train_batch_size": 2, "shuffle_dataset": False}
+    run = trainer(tmp_path / "drawn", rows=drawn_rows("shapes", 50, 7, (1, 2), tagged), **config)
+    run.train()
+    assert run.reader.builder.pictures.bytes == 0
+    run = trainer(tmp_path / "stored", rows=pairs(4), **config)
+    run.train()
+    assert run.reader.builder.pictures.bytes > 0
+
+
+def test_every_step_is_logged_with_its_own_numbers(tmp_path):
+    """They are read one step late; logged each step or in the mean, none may be lost."""
+    config = {"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 0.0}
+    trainer(tmp_path / "each", **config).train()
+    trainer(tmp_path / "mean", logging_steps=2, **config).train()
+    each, mean = (
+        [entry for entry in lines(tmp_path / folder / "metrics.jsonl") if "loss" in entry]
+        for folder in ("each", "mean")
+    )
+    assert len(each) == 5
+    assert all(one["time/train"] > 0 and one["tokens_per_second/train"] > 0 for one in each)
+    for number, entry in enumerate(mean):
+        pair = each[2 * number : 2 * number + 2]
+        for name in ("loss", "completion_tokens"):
+            assert entry[name] == pytest.approx(sum(one[name] for one in pair) / len(pair)), name
+
+
 def test_a_saved_model_is_an_ordinary_checkpoint(tmp_path):
     run = trainer(tmp_path / "run", max_steps=1)
     run.train()

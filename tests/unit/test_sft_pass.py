@@ -11,7 +11,7 @@ from foveal.models import training_layer
 from foveal.models.checkpointing import set_checkpointing
 from foveal.rl.stats import stat_values
 from foveal.testing import tiny
-from foveal.train.sft_data import pack
+from foveal.train.sft_data import RowOrder, loader, pack
 from foveal.train.sft_pass import Example, learn, total_loss
 from tests.parity.our_side import assert_same, gradients, our_model
 from tests.samples import build, picture, ragged_prompts, random_completions, row, stock_inputs
@@ -130,6 +130,21 @@ def test_a_batch_brings_back_each_picture_to_its_own_row(family):
     assert pack(data).completion_tokens == sum(LENGTHS)
     no_picture = pack(data[2:])
     assert no_picture.examples()[0].prompt.images == ()
+
+
+def test_a_batch_of_a_worker_is_the_batch_of_this_process():
+    """A worker writes into memory that is shared; sizes there are in bytes."""
+    model, processor = tiny("qwen2_5_vl")
+    data: Any = examples(model, processor)
+    for dtype in (torch.float32, torch.bfloat16):
+        order = RowOrder(len(data), 2, shuffle=False, seed=0)
+        ours = list(loader(data, order, dtype=dtype))
+        theirs = list(loader(data, order, dtype=dtype, workers=1))
+        assert len(ours) == len(theirs) > 1
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.pixels.dtype == other.pixels.dtype == dtype
+            assert torch.equal(one.pixels, other.pixels)
+            assert one.shapes == other.shapes
 
 
 def test_pixels_rounded_on_their_way_give_the_features_of_the_tower_itself():
