@@ -5,13 +5,13 @@ the largest of four moments of ``foveal.train.group_pass``, for each batch of pr
 layers side by side and each piece of their completions:
 
     head              a piece is through the layers, its logits are computed chunk by chunk
-    last layer        a piece's backward pass begins: everything kept, and one layer at work
+    last layer        a piece's backward pass begins: everything kept, and one layer at work (where
+                      layers differ, the one at which most is held)
     first layer       it ends: a piece's own is gone, the prompts' keys and values have gradients
     prompts           the prompts' backward pass begins, their completions are gone
 
-Each is a sum of terms. Tokens times layers times :func:`kept_tensors` is most of it: a list of
-named tensors, counted from what each autograd function of ``foveal.models.training_layer`` saves.
-Measured on a card, three policies lie within 5% (tests/unit/test_memory_planner.py).
+Each is a sum of terms, most of it ``foveal.memory.layer_bytes.kept_tensors`` of all tokens and
+layers. Measured on a card, three policies lie within 5% (tests/unit/test_memory_planner.py).
 
 Not predicted: attention's own temporaries, which are smaller than a feed-forward block's, and
 whatever else uses the card. :func:`free_bytes` leaves a margin for them.
@@ -22,11 +22,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 
 from foveal.kernels.head_logprob import LOGITS_PER_CHUNK
+from foveal.memory.layer_bytes import (
+    FLOAT32,
+    ModelSizes,
+    Policy,
+    TrainedFactors,
+    kept_tensors,
+    token_bytes,
+    working_tensors,
+)
 
 GIB = 1 << 30
 MARGIN_BYTES = GIB
@@ -34,10 +43,6 @@ MARGIN_SHARE = 0.05
 """Of the card; the larger of the two is left free."""
 ADAM_BYTES = 8
 """Of an optimizer's state, a parameter: two moments in float32, the most that is common."""
-FLOAT32 = 4
-
-Policy = bool | Literal["selective", "offload", "captured"]
-"""As of ``foveal.models.checkpointing.set_checkpointing``."""
 FASTEST_FIRST: tuple[Policy, ...] = (False, "selective", True, "offload")
 """On an H100, a 7B model with 32 completions of 1,024 tokens: 3.12, 3.29 and 3.86 s; "offload" is
 "full" and copies over the bus. "captured" is never chosen: a rollout has to be asked for it."""
@@ -45,55 +50,6 @@ NAMES: dict[Policy, str] = {
     False: "none", "selective": "selective", True: "full", "offload": "offload",
     "captured": "captured",
 }  # fmt: skip
-
-Kind = Literal["stream", "product", "float32"]
-Tensors = dict[str, tuple[int, Kind]]
-"""By name: elements a token, and the type that they have."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelSizes:
-    """What has to be known about a model."""
-
-    layers: int
-    hidden: int
-    inner: int
-    """F: width of the feed-forward block."""
-    heads: int
-    kv_heads: int
-    width: int
-    """C: of a head."""
-    vocabulary: int
-    windows: tuple[int, ...] = ()
-    """Sliding window of each layer, 0 for none; () for none at all."""
-    head_norms: bool = False
-    """Queries and keys have norms of their own (Qwen3, Gemma 3)."""
-    norms_behind: bool = False
-    """Attention and feed-forward block have norms behind them (Gemma 3)."""
-    masked_prompts: bool = False
-    """Attention inside a prompt takes a mask, and keys and values of every head (Gemma 3)."""
-    called_linears: bool = False
-    """Linear layers are called as they are, because they are quantised or trained themselves."""
-    stream_bytes: int = 2
-    """A number of the residual stream."""
-    product_bytes: int = 2
-    """A number that goes into or comes out of a product."""
-    wide_logits: bool = False
-    """Two float32 tensors of a chunk's size: capped logits, or entropy in the loss."""
-    copied_parameters: int = 0
-    """Of adapters that the pass copies in the type of the products."""
-    missing_gradients: int = 0
-    """Bytes of the gradients that do not exist yet."""
-    missing_states: int = 0
-    """Bytes of the optimizer's state that do not exist yet; taken after the pass."""
-    tower_token_bytes: int = 0
-    """What a trained tower keeps for each prompt token under a policy that keeps everything."""
-    tower_layers: int = 1
-
-    @property
-    def kv(self) -> int:
-        """Elements of a token's keys and values in one layer."""
-        return 2 * self.kv_heads * self.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,97 +138,6 @@ class Plan:
         return line + (" and a margin that this reaches into" if self.within_margin else "")
 
 
-# ------------------------------------------------------------------------------ a token, a layer
-
-
-def kept_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> Tensors:
-    """What autograd keeps on the device of one token in one layer.
-
-    Args:
-        sizes: of the model.
-        policy: what is asked to be kept.
-        prompt: of a prompt's token; else of a completion's.
-    """
-    kept = _all_tensors(sizes, prompt)
-    if policy == "offload" or (policy == "captured" and not prompt):
-        return {}
-    if policy is True or policy == "captured":
-        return {"x": kept["x"]}
-    if policy == "selective":
-        again = ("x normed", "x' normed", "gate", "up", "act(gate) up")
-        return {name: size for name, size in kept.items() if name not in again}
-    return kept
-
-
-def _all_tensors(s: ModelSizes, prompt: bool) -> Tensors:
-    D, F, Q, K = s.hidden, s.inner, s.heads * s.width, s.kv_heads * s.width
-    kept: Tensors = {
-        "x": (D, "stream"),
-        "x normed": (D, "product"),
-        "q": (Q, "product"),
-        "k": (K, "product"),
-        "v": (K, "product"),
-        "attended": (Q, "product"),
-        "log-sum-exp": (s.heads, "float32"),
-        "x'": (D, "stream"),
-        "x' normed": (D, "product"),
-        "gate": (F, "product"),
-        "up": (F, "product"),
-        "1 / rms": (2, "float32"),
-    }
-    if s.head_norms:
-        kept["q before its norm"] = (Q, "product")
-        kept["k before its norm"] = (K, "product")
-        kept["1 / rms of heads"] = (s.heads + s.kv_heads, "float32")
-    if s.norms_behind:
-        kept["o's result"] = (D, "product")
-        kept["down's result"] = (D, "product")
-        kept["1 / rms behind"] = (2, "float32")
-    if s.called_linears:
-        kept["act(gate) up"] = (F, "product")
-    if prompt and s.masked_prompts:
-        kept["k and v of every head"] = (2 * Q, "product")
-        kept["attended, prompt by prompt"] = (Q, "product")
-    return kept
-
-
-def captured_bytes(sizes: ModelSizes, tokens: int) -> int:
-    """Streams that a rollout keeps for the policy "captured", of so many fed tokens: one a layer
-    (``foveal.models.layer_inputs``)."""
-    return tokens * sizes.layers * sizes.hidden * sizes.stream_bytes
-
-
-def working_tensors(sizes: ModelSizes, policy: Policy, *, prompt: bool = False) -> Tensors:
-    """What the backward pass of a layer needs of a token beside what is kept: the gradients of its
-    feed-forward block, and what is computed again."""
-    D, F = sizes.hidden, sizes.inner
-    work: Tensors = {
-        "gradient of the stream": (D, "stream"),
-        "gradient of down's result": (D, "product"),
-    }
-    if policy == "selective":
-        work["x' normed"] = (D, "product")
-        # Two of the gradients take the memory of gate and up, where we compute them.
-        work["gate, up"] = (2 * F, "product")
-        work["gradients inside"] = (F, "product")
-        if sizes.called_linears:
-            work["act(gate) up"] = (F, "product")
-            work["gradients inside"] = (3 * F, "product")
-        return work
-    work["gradients inside"] = (3 * F, "product")
-    if policy is not False:
-        kept = kept_tensors(sizes, policy, prompt=prompt)
-        again = _all_tensors(sizes, prompt).items()
-        work |= {name: size for name, size in again if name not in kept}
-    return work
-
-
-def token_bytes(sizes: ModelSizes, tensors: Tensors) -> int:
-    """Of all tensors, for one token."""
-    of = {"stream": sizes.stream_bytes, "product": sizes.product_bytes, "float32": FLOAT32}
-    return sum(elements * of[kind] for elements, kind in tensors.values())
-
-
 # --------------------------------------------------------------------------------- the moments
 
 
@@ -299,45 +164,68 @@ def _moments(s: ModelSizes, one: PromptPass, policy: Policy) -> Iterable[Predict
         "adapters in the products' type": s.copied_parameters * s.product_bytes,
         **_kept_of_prompts(s, one, policy),
     }
+    layers = _layers(s, policy)
     for piece in one.pieces:
         here = base | {"sums of keys' and values' gradients": sums}
-        kept = {"kept of completions": _kept_of_piece(s, piece, policy)}
-        work = piece.fed * token_bytes(s, working_tensors(s, policy)) + _unpacked(s)
-        yield Prediction("head", here | kept | _head(s, piece))
-        yield Prediction("last layer", here | kept | {"a layer at work": work})
-        one_layer = piece.fed * token_bytes(s, kept_tensors(s, policy))
+        kept = _kept_of_piece(s, piece, policy)
+        yield Prediction("head", here | {"kept of completions": kept[-1]} | _head(s, piece))
+        work = [piece.fed * layer.work + _unpacked(s) for layer in layers]
+        most = max(range(s.layers), key=lambda i: (kept[i] + work[i], i))
+        yield Prediction("last layer", here | {
+            "kept of completions": kept[most],
+            "a layer at work": work[most],
+        })  # fmt: skip
         yield Prediction("first layer", here | {
-            "kept of completions": one_layer,
-            "a layer at work": work,
+            "kept of completions": piece.fed * layers[0].kept,
+            "a layer at work": work[0],
             "keys' and values' gradients arriving": arriving,
         })  # fmt: skip
-    work = one.tokens * token_bytes(s, working_tensors(s, policy, prompt=True)) + _unpacked(s)
+    work = max(one.tokens * layer.work for layer in _layers(s, policy, prompt=True))
     yield Prediction("prompts", base | {
         "keys' and values' gradients": arriving + sums,
-        "a layer at work": work,
+        "a layer at work": work + _unpacked(s),
     })  # fmt: skip
 
 
+class _Layer(NamedTuple):
+    """Bytes of a token in a layer."""
+
+    kept: int
+    work: int
+
+
+def _layers(s: ModelSizes, policy: Policy, *, prompt: bool = False) -> list[_Layer]:
+    forms: dict[TrainedFactors, _Layer] = {}
+    for trained in map(s.trained_in, range(s.layers)):
+        if trained not in forms:
+            kept = kept_tensors(s, policy, prompt=prompt, trained=trained)
+            work = working_tensors(s, policy, prompt=prompt, trained=trained)
+            forms[trained] = _Layer(token_bytes(s, kept), token_bytes(s, work))
+    return [forms[s.trained_in(layer)] for layer in range(s.layers)]
+
+
 def _kept_of_prompts(s: ModelSizes, one: PromptPass, policy: Policy) -> dict[str, int]:
-    tensors = kept_tensors(s, policy, prompt=True)
+    kept = sum(layer.kept for layer in _layers(s, policy, prompt=True))
     # Completions attend to them under every policy.
-    missing = 0 if "k" in tensors else s.kv * s.product_bytes
+    missing = 0 if "k" in kept_tensors(s, policy, prompt=True) else s.kv * s.product_bytes
     tower = s.tower_token_bytes
     if policy is not False:
         # Its layers keep their inputs, and one is computed again at a time.
         tower = 2 * tower // max(1, s.tower_layers)
     return {
-        "kept of prompts": one.tokens * s.layers * token_bytes(s, tensors),
+        "kept of prompts": one.tokens * kept,
         "prompts' keys and values": one.tokens * s.layers * missing,
         "kept of a trained tower": one.tokens * tower,
     }
 
 
-def _kept_of_piece(s: ModelSizes, piece: Piece, policy: Policy) -> int:
-    kept = piece.fed * s.layers * token_bytes(s, kept_tensors(s, policy))
+def _kept_of_piece(s: ModelSizes, piece: Piece, policy: Policy) -> list[int]:
+    """Bytes in each layer and those below it."""
+    kept = [piece.fed * layer.kept for layer in _layers(s, policy)]
     if policy is False or policy == "selective":
-        kept += sum(_tails(s, piece, window) for window in s.windows)
-    return kept
+        tails = (_tails(s, piece, window) for window in s.windows)
+        kept = [sum(both) for both in itertools.zip_longest(kept, tails, fillvalue=0)]
+    return list(itertools.accumulate(kept))
 
 
 def _tails(s: ModelSizes, piece: Piece, window: int) -> int:

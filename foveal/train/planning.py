@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveal.memory.layer_bytes import ModelSizes, Policy, TrainedFactors, captured_bytes
 from foveal.memory.planner import (
     ADAM_BYTES,
     FASTEST_FIRST,
     Layout,
-    ModelSizes,
     Plan,
-    Policy,
     Prediction,
-    captured_bytes,
     choose,
     free_bytes,
     predict,
@@ -146,6 +144,7 @@ def sizes_of(model: nn.Module) -> ModelSizes:
         if "lora_" in name and p.dtype != decoder.dtype
     ]
     tower_bytes, tower_layers = _tower(model)
+    called = any(_is_called(m) for layer in decoder.layers for m in _linears(layer))
     masks = family_of(model).prompt_masks(stock.config, torch.zeros(1, dtype=torch.bool))
     return ModelSizes(
         layers=len(decoder.layers),
@@ -159,7 +158,9 @@ def sizes_of(model: nn.Module) -> ModelSizes:
         head_norms=first.q_norm is not None,
         norms_behind=first.after_mlp is not None,
         masked_prompts=masks is not None,
-        called_linears=any(_is_called(m) for layer in decoder.layers for m in _linears(layer)),
+        called_linears=called,
+        # What is kept for a layer that is called as it is, is that layer's affair.
+        trained=() if called else tuple(_trained_factors(layer) for layer in decoder.layers),
         stream_bytes=decoder.residual_dtype.itemsize,
         product_bytes=decoder.dtype.itemsize,
         wide_logits=decoder.softcap is not None,
@@ -172,6 +173,17 @@ def sizes_of(model: nn.Module) -> ModelSizes:
 
 def _linears(layer: Any) -> list[nn.Module]:
     return [module for group in layer.products for module in group]
+
+
+def _trained_factors(layer: Any) -> TrainedFactors:
+    def trained(*modules: nn.Module) -> bool:
+        return any(p.requires_grad for module in modules for p in module.parameters())
+
+    return TrainedFactors(
+        attention=trained(layer.q, layer.k, layer.v),
+        gated=trained(layer.gate, layer.up),
+        down=trained(layer.down),
+    )
 
 
 def _is_called(module: nn.Module) -> bool:

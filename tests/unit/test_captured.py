@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.memory.planner import GIB, PromptPass, captured_bytes, predict
+from foveal.memory.layer_bytes import captured_bytes
+from foveal.memory.planner import GIB, PromptPass, predict
 from foveal.models.decoder import Decoder
 from foveal.models.layer_inputs import LayerInputs, Run
 from foveal.rollout import budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -28,17 +29,26 @@ POLICIES: tuple[Any, ...] = (False, True, "offload", "selective")
 N = 13
 
 
+ADAPTED = ("q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class Case:
     """The last layer of an adapted tiny model and a stream to send through it."""
 
     def __init__(
-        self, family: str, dtype: torch.dtype = torch.float32, tokens: int = N, device: str = "cpu"
+        self,
+        family: str,
+        dtype: torch.dtype = torch.float32,
+        tokens: int = N,
+        device: str = "cpu",
+        adapted: Sequence[str] = ADAPTED,
     ) -> None:
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        names = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        config = LoraConfig(r=4, lora_alpha=8, target_modules=names, init_lora_weights=False)
+        config = LoraConfig(
+            r=4, lora_alpha=8, target_modules=list(adapted), init_lora_weights=False
+        )
         self.model: Any = get_peft_model(tiny(family)[0], config)
         for name, parameter in self.model.named_parameters():
             parameter.data = parameter.data.to(torch.float32 if "lora" in name else dtype)
