@@ -276,9 +276,13 @@ class GRPOConfig(RunConfig):
         return self.slots // self.gradient_accumulation_steps
 
     @property
-    def needs_old_logprobs(self) -> bool:
-        """Whether weights change while a rollout is still in use; else old equals new."""
-        return self.optimizer_steps_per_pass * self.num_iterations > 1
+    def steps_scored_ahead(self) -> range:
+        """Optimizer steps of a rollout, counted from 0, that need a pass of their own before any
+        training: for entropies all, for old log-probabilities those before which weights change.
+
+        The first one trains the weights of the rollout, so its own pass has the old ones.
+        """
+        return range(1 if self.top_entropy_quantile >= 1 else 0, self.optimizer_steps_per_pass)
 
     def loss_spec(self) -> LossSpec:
         """The loss as ``foveal.rl`` takes it."""

@@ -67,6 +67,9 @@ class PassSettings:
     mismatch_mode: str = "sequence_mask"
     mismatch_max: float | None = 3.0
     mismatch_min: float | None = None
+    note_old: bool = False
+    """Rows without old log-probabilities get this pass's: they are trained on again, when the
+    weights have changed."""
 
 
 def learn(
@@ -191,6 +194,9 @@ def loss_share(
         entropy_mask_BT=keep_BT,
         mismatch_weight=weight,
     )
+    if settings.note_old and old_BT is None:
+        for row, logprob_T in zip(rows, policy_BT.detach(), strict=True):
+            row.old_logprob = logprob_T[: len(row.completion.ids)]
     return result.loss, stats | result.stats
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -36,37 +37,39 @@ def pass_settings(config: GRPOConfig, planned_tokens: int | None = None) -> Pass
         mismatch_mode=config.vllm_importance_sampling_mode,
         mismatch_max=config.vllm_importance_sampling_clip_max,
         mismatch_min=config.vllm_importance_sampling_clip_min,
+        note_old=config.num_iterations > 1,
     )
 
 
-def score_window(
-    model: nn.Module, window: Window, config: GRPOConfig, cache: FeatureCache
-) -> list[tuple[Tensor, Tensor]]:
-    """Log-probability and entropy of every row, in the pieces in which they will be trained."""
+def score_steps(
+    model: nn.Module, window: Window, config: GRPOConfig, cache: FeatureCache, steps: Sequence[int]
+) -> Iterator[tuple[Row, Tensor, Tensor]]:
+    """Each row of some optimizer steps with its log-probability and entropy, computed in the pieces
+    in which it will be trained."""
     # A tower that is trained gives other features under other weights: nothing to share then.
     shared = not vision_is_trained(model)
     model.train()
-    return [
-        scores
-        for step in range(config.optimizer_steps_per_pass)
-        for scores in PASSES[config.training_pass].score(
+    for step in steps:
+        rows = step_rows(window, step, config)
+        scores = PASSES[config.training_pass].score(
             model,
-            step_rows(window, step, config),
+            rows,
             pass_settings(config, window.pass_tokens),
             cache=cache if shared else FeatureCache(),
         )
-    ]
+        for row, (logprob, entropy) in zip(rows, scores, strict=True):
+            yield row, logprob, entropy
 
 
 def score_old(model: nn.Module, window: Window, config: GRPOConfig, cache: FeatureCache) -> None:
-    """Note what the weights of the rollout say, before any step changes them."""
-    for row, (logprob, entropy) in zip(
-        window.rows, score_window(model, window, config, cache), strict=True
-    ):
-        if config.needs_old_logprobs:
-            row.old_logprob = logprob
-        if config.top_entropy_quantile < 1:
-            row.entropy = entropy
+    """Note what the weights of the rollout say, before any step changes them.
+
+    Rows of the first optimizer step stay without: there the weights are still those.
+    """
+    for step in config.steps_scored_ahead:
+        for row, logprob, entropy in score_steps(model, window, config, cache, [step]):
+            row.old_logprob = logprob if step else None
+            row.entropy = entropy if config.top_entropy_quantile < 1 else None
     if config.top_entropy_quantile < 1:
         window.entropy_threshold = entropy_threshold(
             torch.cat([counted_entropy(row) for row in window.rows]), config.top_entropy_quantile

@@ -47,7 +47,7 @@ from foveal.train.scoring import (
     normaliser_of,
     pass_settings,
     score_old,
-    score_window,
+    score_steps,
     step_rows,
 )
 from foveal.train.setup import (
@@ -253,13 +253,14 @@ class GRPOTrainer(Run):
         # From here on the memory belongs to training.
         self.backend.standby()
         self._plan(window)
-        if self.config.needs_old_logprobs or self.spec.top_entropy_quantile < 1:
+        if self.config.steps_scored_ahead:
             with self.meter("old_logprob"):
                 score_old(self.policy, window, self.config, self.features)
         if self.reference is not None:
             with self.meter("ref_logprob"), self.reference():
-                scores = score_window(self.policy, window, self.config, self.features)
-                for row, (logprob, _) in zip(window.rows, scores, strict=True):
+                every = range(self.config.optimizer_steps_per_pass)
+                scores = score_steps(self.policy, window, self.config, self.features, every)
+                for row, logprob, _ in scores:
                     row.ref_logprob = logprob
         self._note_window(window)
         return window

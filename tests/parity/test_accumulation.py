@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from foveal.rl import AGGREGATION
+from foveal.train import scoring
+from foveal.train import trainer as trainer_module
+from foveal.train.scoring import PASSES
 from tests.parity.our_side import (
     OurScript,
     assert_same,
@@ -176,6 +179,44 @@ def test_the_first_pass_over_a_rollout_has_a_ratio_of_exactly_1(tmp_path, family
     first, second = ([log[f"clip_ratio/{end}_mean"] for end in ("low", "high")] for log in logs)
     assert first == [0.0, 0.0]
     assert min(second) > 0.1, "after a step most ratios differ from 1"
+
+
+@pytest.mark.parametrize("training_pass", ["group", "plain"])
+def test_rows_scored_before_training_get_the_bits_of_their_own_pass(
+    tmp_path, monkeypatch, training_pass
+):
+    """Of two optimizer steps a rollout the second is scored ahead; nothing changes before it here,
+    and with a clip range of no width one wrong bit would be clipped."""
+    scored = []
+    score = PASSES[training_pass].score
+
+    def counted(model, rows, *rest, **named):
+        scored.append(len(rows))
+        return score(model, rows, *rest, **named)
+
+    monkeypatch.setattr(PASSES[training_pass], "score", counted)
+    whole = GROUPS * GENERATIONS
+    settings = {"generation_batch_size": 2 * whole, "training_pass": training_pass}
+    logs = run(tmp_path, SPLITS["2 groups x 4"], epsilon=0.0, learning_rate=0.0, **settings).logs
+    assert scored == [whole]
+    for log in logs:
+        assert (log["clip_ratio/low_mean"], log["clip_ratio/high_mean"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "cispo"])
+def test_what_is_not_scored_ahead_changes_no_update(tmp_path, monkeypatch, loss_type):
+    settings: dict[str, Any] = {
+        "loss_type": loss_type, "generation_batch_size": 2 * GROUPS * GENERATIONS,
+        "num_iterations": 2, "max_steps": 4, "epsilon": 0.01,
+    }  # fmt: skip
+    ours = run(tmp_path / "ours", SPLITS["2 groups x 4"], **settings)
+
+    def score_all(model, window, config, cache):
+        for row, logprob, _ in scoring.score_steps(model, window, config, cache, range(2)):
+            row.old_logprob = logprob
+
+    monkeypatch.setattr(trainer_module, "score_old", score_all)
+    assert_same_run(ours, run(tmp_path / "all", SPLITS["2 groups x 4"], **settings))
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo", "vespo"])

@@ -64,7 +64,7 @@ def test_a_rollout_may_serve_several_optimizer_steps(given, rows, slots, steps):
     assert made.generation_batch_size == rows
     assert made.steps_per_generation == slots
     assert made.optimizer_steps_per_pass == steps
-    assert made.needs_old_logprobs == (steps > 1)
+    assert made.steps_scored_ahead == range(1, steps)
 
 
 def test_steps_per_generation_counts_the_micro_steps_that_were_asked_for():
@@ -79,9 +79,13 @@ def test_steps_per_generation_counts_the_micro_steps_that_were_asked_for():
     assert (made.generation_batch_size, made.steps_per_generation) == (16, 4)
 
 
-def test_several_iterations_need_old_logprobs():
-    assert not config(num_generations=8).needs_old_logprobs
-    assert config(num_generations=8, num_iterations=2).needs_old_logprobs
+def test_what_training_has_anyway_is_not_computed_before():
+    """The first optimizer step trains the weights that made the rollout."""
+    assert not config(num_generations=8).steps_scored_ahead
+    assert not config(num_generations=8, num_iterations=2).steps_scored_ahead
+    # Which entropies count is known only when all are.
+    ahead = config(num_generations=8, top_entropy_quantile=0.2).steps_scored_ahead
+    assert ahead == range(1)
 
 
 def test_a_batch_that_is_no_multiple_of_a_group_is_told_with_numbers_and_remedy():
