@@ -170,20 +170,20 @@ def _moments(s: ModelSizes, one: PromptPass, policy: Policy) -> Iterable[Predict
         kept = _kept_of_piece(s, piece, policy)
         yield Prediction("head", here | {"kept of completions": kept[-1]} | _head(s, piece))
         work = [piece.fed * layer.work + _unpacked(s) for layer in layers]
-        most = max(range(s.layers), key=lambda i: (kept[i] + work[i], i))
+        below, at_work = max(zip(kept, work, strict=True), key=lambda bytes: (sum(bytes), bytes))
         yield Prediction("last layer", here | {
-            "kept of completions": kept[most],
-            "a layer at work": work[most],
+            "kept of completions": below,
+            "a layer at work": at_work,
         })  # fmt: skip
         yield Prediction("first layer", here | {
             "kept of completions": piece.fed * layers[0].kept,
             "a layer at work": work[0],
             "keys' and values' gradients arriving": arriving,
         })  # fmt: skip
-    work = max(one.tokens * layer.work for layer in _layers(s, policy, prompt=True))
+    at_work = one.tokens * max(layer.work for layer in _layers(s, policy, prompt=True))
     yield Prediction("prompts", base | {
         "keys' and values' gradients": arriving + sums,
-        "a layer at work": work + _unpacked(s),
+        "a layer at work": at_work + _unpacked(s),
     })  # fmt: skip
 
 
