@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveal.kernels.early_start import early_start
 from foveal.types import PAGE
 
 PREFIX_SPLITS = 8
@@ -220,6 +221,7 @@ class DecodeAttention:
             WINDOW=window,
             SOFTCAP=softcap > 0,
             **launch_shape(self.width, q_BHC),
+            **early_start(q_BHC),
         )
         join_kernel[(self.rows, self.heads)](
             self.part,
@@ -232,6 +234,7 @@ class DecodeAttention:
             SLOTS=self.slots,
             PADDED=triton.next_power_of_2(self.slots),
             num_warps=1 if self.width <= 128 else 2,
+            **early_start(q_BHC),
         )
 
 

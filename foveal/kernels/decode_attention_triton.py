@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from foveal.kernels.early_start_triton import wait_for_inputs
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -146,8 +148,9 @@ def parts_kernel(
     PAGE: tl.constexpr, BLOCK_T: tl.constexpr, CHUNK_ROWS: tl.constexpr,
     CHUNK_QUERIES: tl.constexpr, ROW_QUERIES: tl.constexpr,
     PREFIX_PROGRAMS: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(EARLY)
     head = tl.program_id(0)
     program = tl.program_id(1)
     cache_ptr = tl.load(address_ptr).to(tl.pointer_type(CACHE))
@@ -174,9 +177,10 @@ def parts_kernel(
 def join_kernel(
     part_ptr, lse_ptr, out_ptr, prefix_parts_ptr,
     HEADS: tl.constexpr, C: tl.constexpr, SUFFIX_SPLITS: tl.constexpr, SLOTS: tl.constexpr,
-    PADDED: tl.constexpr,
+    PADDED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Parts of one query head, weighted by their log-sum-exp."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0)
     query = row * HEADS + tl.program_id(1)
     at_s = tl.arange(0, PADDED)

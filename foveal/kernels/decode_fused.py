@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveal.kernels.decode_attention import PAGE, PagedRows, triton_type
+from foveal.kernels.early_start import early_start
 from foveal.kernels.kept_rows import KeptRows
 
 
@@ -97,6 +98,7 @@ def residual_norm(
         ADD_ONE=add_one,
         KEEP=kept is not None,
         num_warps=min(16, max(1, block // 256)),
+        **early_start(residual_BD),
     )
 
 
@@ -215,4 +217,5 @@ def rotary_cache(
         ADD_ONE=add_one,
         FP8=cache_dtype == torch.float8_e4m3fn,
         num_warps=1,
+        **early_start(q_BHC),
     )

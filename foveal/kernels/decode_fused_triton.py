@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from foveal.kernels.early_start_triton import wait_for_inputs
 from foveal.kernels.kept_rows_triton import keep_row
 
 
@@ -24,8 +25,9 @@ def residual_norm_kernel(
     parts_ptr, residual_ptr, out_ptr, after_ptr, before_ptr, rows, D, eps,
     address_ptr, first_ptr, cached_ptr, kept_offset, kept_stride,
     SPLIT: tl.constexpr, BLOCK_D: tl.constexpr, AFTER: tl.constexpr, ADD_ONE: tl.constexpr,
-    KEEP: tl.constexpr,
+    KEEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(EARLY)
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK_D)
     real = at < D
@@ -57,9 +59,10 @@ def rotary_cache_kernel(
     cached_ptr, base_position_ptr, rows, eps,
     CACHE: tl.constexpr, SPLIT: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr,
     C: tl.constexpr, PAGE: tl.constexpr, BIAS: tl.constexpr, NORM: tl.constexpr,
-    ADD_ONE: tl.constexpr, FP8: tl.constexpr,
+    ADD_ONE: tl.constexpr, FP8: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One head of one row: sum the parts, bias, norm, rotate; q goes out, k and v to the cache."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0)
     head = tl.program_id(1)
     half = q_ptr.dtype.element_ty

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.kernels.early_start import early_read
+
 SHARED_BYTES = {(7, 5): 64 << 10, (8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 99 << 10,
                 (9, 0): 227 << 10}  # fmt: skip
 """Shared memory that one program may take, by compute capability."""
@@ -152,7 +154,7 @@ class SkinnyLinear:
             self.rows, self.K, *self.sizes, -(-k_blocks // t.split) * t.block_k,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
             EVEN_K=self.K % t.block_k == 0, STAGES=t.stages,
-            num_warps=t.warps,
+            num_warps=t.warps, **early_read(x_BK),
         )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ class GatedLinear:
             self.rows, self.K, self.N,
             BLOCK_B=t.block_b, BLOCK_N=t.block_n, BLOCK_K=t.block_k, RANK=self.rank,
             EVEN_K=self.K % t.block_k == 0, STAGES=t.stages, GELU=self.gelu,
-            num_warps=t.warps,
+            num_warps=t.warps, **early_read(x_BK),
         )  # fmt: skip
 
 

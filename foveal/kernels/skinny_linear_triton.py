@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from foveal.kernels.early_start_triton import ask_for_rows, wait_for_inputs
+
 
 @triton.jit
 def _accumulate(
@@ -64,7 +66,8 @@ def linear_kernel(
     x_ptr, out_ptr, w0, w1, w2, a0, a1, a2, b0, b1, b2,
     rows, K, n0, n1, n2, k_per_split,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
+    RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Up to three matrices that share x, side by side in the output ``[SPLIT, rows, n0+n1+n2]``."""
     tile = tl.program_id(0)
@@ -81,6 +84,8 @@ def linear_kernel(
     n_local = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k_from = split * k_per_split
     k_to = tl.minimum(k_from + k_per_split, K)
+    ask_for_rows(w, n_local, n, k_from, K, EARLY, AHEAD)
+    wait_for_inputs(EARLY)
     acc = _accumulate(x_ptr, w, a, b, rows, n_local, n, k_from, k_to, K,
                       BLOCK_B, BLOCK_N, BLOCK_K, RANK, EVEN_K, STAGES)  # fmt: skip
     at_b = tl.arange(0, BLOCK_B)
@@ -95,7 +100,7 @@ def gated_kernel(
     x_ptr, out_ptr, wg, wu, ag, au, bg, bu, rows, K, N,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     RANK: tl.constexpr, EVEN_K: tl.constexpr, STAGES: tl.constexpr,
-    GELU: tl.constexpr,
+    GELU: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """``act(x Wg') * (x Wu')`` in 16 bit ``[rows, N]``, both products in one program."""
     n_local = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -103,6 +108,9 @@ def gated_kernel(
     at_k = tl.arange(0, BLOCK_K)
     real_n = n_local < N
     real_b = at_b < rows
+    ask_for_rows(wg, n_local, N, 0, K, EARLY, AHEAD)
+    ask_for_rows(wu, n_local, N, 0, K, EARLY, AHEAD)
+    wait_for_inputs(EARLY)
     offsets = n_local.to(tl.int64)[:, None] * K
     x_rows = x_ptr + at_b[:, None] * K
     gate = tl.zeros((BLOCK_N, BLOCK_B), dtype=tl.float32)

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from foveal.kernels.early_start import early_start
 from foveal.kernels.skinny_linear import (
     Factors,
     gated_reference,
@@ -148,6 +149,7 @@ def adapted_gate_(
         GELU=gelu,
         STAGES=3,
         num_warps=4,
+        **early_start(gate_BN),
     )
 
 
@@ -172,7 +174,7 @@ def add_adapter_(y_BD: Tensor, low_PBR: Tensor, b_DR: Tensor) -> None:
     block_d = 128 if -(-B // block_b) * -(-D // 128) >= 128 and rank <= 64 else 64
     add_adapter_kernel[(-(-D // block_d), -(-B // block_b))](
         y_BD, low_PBR, b_DR, B, D, BLOCK_B=block_b, BLOCK_D=block_d, RANK=rank,
-        PARTS=low_PBR.shape[0], num_warps=4,
+        PARTS=low_PBR.shape[0], num_warps=4, **early_start(y_BD),
     )  # fmt: skip
 
 

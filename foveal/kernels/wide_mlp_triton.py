@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from foveal.kernels.early_start_triton import wait_for_inputs
+
 
 @triton.jit
 def _low_sum(
@@ -30,12 +32,14 @@ def adapted_gate_kernel(
     gate_ptr, up_ptr, low_ptr, b_gate_ptr, b_up_ptr, a_down_ptr, low_down_ptr, rows, N,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr, RANK: tl.constexpr,
     PARTS: tl.constexpr, RANK_DOWN: tl.constexpr, GELU: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """``act(gate + low B_gate') * (up + low B_up')`` into ``gate``, and its share of the next
     small product: ``low_down[program] = product @ A_down'``.
 
     A program has BLOCK_B rows and STEPS times BLOCK_N columns; no other reads them.
     """
+    wait_for_inputs(EARLY)
     row = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     real_row = row < rows
     half = gate_ptr.dtype.element_ty
@@ -84,8 +88,10 @@ def adapted_gate_kernel(
 def add_adapter_kernel(
     y_ptr, low_ptr, b_ptr, rows, D,
     BLOCK_B: tl.constexpr, BLOCK_D: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """``y + low B'`` into ``y``, rounded once more."""
+    wait_for_inputs(EARLY)
     column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.program_id(1) * BLOCK_B + tl.arange(0, BLOCK_B)
     real_row = row < rows
