@@ -78,6 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--recipe-folder", type=Path, default=REPOSITORY / "examples" / "recipes" / "small_vlm")
     add("--peer", choices=("trl",), help="the same runs through another trainer as well")
     add("--budget-seconds", type=float, help="begin no run after so many seconds")
+    add("--train-seconds", type=float, help="stop training of a run after so many seconds")
     add("--answers", type=int, default=4, help="samples of a held-out question")
     add("--held-out", type=int, help="held-out questions; all if not given")
     add("--drawn-rows", type=int, default=DRAWN_ROWS, help="held-out, of a drawn task and level")
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answers=arguments.answers,
         rows=arguments.held_out,
         targets=tuple(arguments.reach),
+        train_seconds=arguments.train_seconds,
     )
     write_data(nlvr_of(arguments), asked.out / "data", arguments.drawn_rows)
     waiting = [run for run in planned(arguments, asked) if not is_there(*run, asked)]

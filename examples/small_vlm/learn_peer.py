@@ -64,7 +64,7 @@ def run_trl(recipe: Recipe, asked: Asked) -> Learned:
     model, processor = adapted(recipe)
     before = held_out_before(model, processor, recipe, asked)
     model.train()
-    clock = Clock()
+    clock = Clock(asked.train_seconds)
     settings = {k: v for k, v in recipe.train.items() if k not in _OTHERS_OWN}
     on_gpu = torch.cuda.is_available()
     trainer: Any = trl.GRPOTrainer(

@@ -41,6 +41,8 @@ class Asked:
     """Held-out rows; all if None."""
     targets: tuple[float, ...] = ()
     """Mean rewards whose times are noted."""
+    train_seconds: float | None = None
+    """Training stops after so many seconds, and held-out rows are answered as ever."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,8 @@ class Learned:
 class Clock(TrainerCallback):
     """Seconds of training at each optimizer step; evaluation does not count."""
 
+    limit: float | None = None
+    """Training stops after so many."""
     seconds: dict[int, float] = field(default_factory=dict)
     """By number of the step."""
     _total: float = 0.0
@@ -73,6 +77,8 @@ class Clock(TrainerCallback):
         self._total += now - self._last
         self._last = now
         self.seconds[state.global_step] = self._total
+        if self.limit is not None and self._total >= self.limit:
+            control.should_training_stop = True
 
     def on_evaluate(self, *_: Any, **__: Any) -> None:
         self._last = _now()
@@ -120,7 +126,7 @@ def run_foveal(recipe: Recipe, asked: Asked) -> Learned:
         # It changes nothing before the first step: B is zero.
         model = FastVisionModel.get_peft_model(model, **recipe.lora)
     before = held_out_before(model, processor, recipe, asked)
-    clock = Clock()
+    clock = Clock(asked.train_seconds)
     trainer = GRPOTrainer(
         model=model,
         processing_class=processor,

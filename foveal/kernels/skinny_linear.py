@@ -23,6 +23,11 @@ SHARED_BYTES = {(7, 5): 64 << 10, (8, 0): 163 << 10, (8, 6): 99 << 10, (8, 9): 9
 """Shared memory that one program may take, by compute capability."""
 
 
+FEW_PAIRS = 264
+"""Gate and up in fewer tiles of 64 rows than two for each multiprocessor of an H100 are cut finer:
+else half of them hold one tile and half two."""
+
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """An adapter's matrices in the base's type: ``a_RK`` and ``b_NR``, the scale within b.
@@ -90,6 +95,8 @@ def choose_tiles(
         block_n, block_k, stages, warps = 128, 64, 5, 8
     elif pair:
         stages = 3
+        if -(-N // block_n) < FEW_PAIRS:
+            block_n, block_k = 32, 128
     limit = _shared_limit(capability)
     matrices = 2 if pair else 1
     while True:

@@ -8,6 +8,7 @@ import json
 import sys
 
 import pytest
+from transformers import TrainerControl
 from PIL import Image
 
 from foveal.data import load_rows
@@ -181,13 +182,15 @@ def test_a_reward_counts_as_reached_by_a_mean_of_rollouts_and_evaluation_costs_n
     assert run.seconds_to(curve, 0.1, window=6) is None
     times = iter([0.0, 2.0, 50.0, 53.0])
     monkeypatch.setattr(run, "_now", lambda: next(times))
-    clock, state = run.Clock(), type("State", (), {"global_step": 1})()
+    clock, state = run.Clock(limit=4.0), type("State", (), {"global_step": 1})()
+    control = TrainerControl()
     clock.on_train_begin()
-    clock.on_step_end(None, state, None)
+    clock.on_step_end(None, state, control)
+    assert not control.should_training_stop
     clock.on_evaluate()
     state.global_step = 2
-    clock.on_step_end(None, state, None)
-    assert clock.seconds == {1: 2.0, 2: 5.0}
+    clock.on_step_end(None, state, control)
+    assert clock.seconds == {1: 2.0, 2: 5.0} and control.should_training_stop
 
 
 def test_intervals_over_seeds_are_students_and_need_two(script):
