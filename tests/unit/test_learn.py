@@ -8,8 +8,8 @@ import json
 import sys
 
 import pytest
-from transformers import TrainerControl
 from PIL import Image
+from transformers import TrainerControl
 
 from foveal.data import load_rows
 from foveal.recipe import load_recipe
