@@ -169,6 +169,7 @@ def _plot(out: Path, recipe: str, runs: Sequence[Mapping[str, Any]]) -> Path:
     for name, title in titles.items():
         panels[name].set_title(title, fontsize=9)
         panels[name].grid(alpha=0.3)
+    panels["kl"].set_yscale("log")  # single steps stand far above the rest
     panels["reward"].legend(fontsize=7)
     figure.suptitle(recipe)
     path = out / f"{recipe}.png"
