@@ -295,8 +295,9 @@ class Scheduler:
         """Let rows in from the head of the queue; returns prompts to prefill, and the rows."""
         prefill: list[Request] = []
         admitted: list[Sequence] = []
+        growing = sum(map(_grows, self.running))
         while self.waiting and len(self.running) < self.max_rows:
-            if not self._fits(self.waiting[0], burst):
+            if not self._fits(self.waiting[0], burst, growing):
                 # Alone it fits the cache: only elders, and the prompts they read, are in its way.
                 assert self.running, "the only row fits the cache, yet finds no room"
                 break
@@ -306,19 +307,20 @@ class Scheduler:
             row.pages = self.prefixes.take(row.pages_after(burst))
             row.running = True
             self.running.append(row)
+            growing += _grows(row)
             admitted.append(row)
             self.counters.recomputed_tokens += row.cached
         return prefill, admitted
 
-    def _fits(self, row: Sequence, burst: int) -> bool:
-        """Whether a waiting row's pages can be had, and one more for each running row that grows.
+    def _fits(self, row: Sequence, burst: int, growing: int) -> bool:
+        """Whether a waiting row's pages can be had, and one more for each of the ``growing``
+        running rows.
 
         Without that margin a row would often be let in at the expense of its elders' next page,
         and be sent back a few cycles later.
         """
         prefix = row.request.prefix or self.prefixes.find(row.request.key)
-        margin = sum(_missing_pages(elder, elder.steps_left) > 0 for elder in self.running)
-        need = row.pages_after(burst) + margin
+        need = row.pages_after(burst) + growing
         if prefix is None:
             need += pages_for(row.request.prompt_tokens)
         return need <= self.pool.free + self.prefixes.spare_pages(besides=prefix)
@@ -369,6 +371,11 @@ class Scheduler:
 
 def _runs(request: Request) -> bool:
     return any(row.running for row in request.sequences)
+
+
+def _grows(row: Sequence) -> bool:
+    """Whether a running row will ask for more pages than it has."""
+    return _missing_pages(row, row.steps_left) > 0
 
 
 def _missing_pages(row: Sequence, burst: int) -> int:

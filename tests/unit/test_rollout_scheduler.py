@@ -7,6 +7,7 @@ import random
 import pytest
 
 from foveal.rollout import pages
+from foveal.rollout import scheduler as scheduler_module
 from foveal.rollout.pages import PagePool
 from foveal.rollout.scheduler import Request, Scheduler
 
@@ -294,6 +295,23 @@ def test_a_row_that_would_take_its_elder_s_next_page_waits(monkeypatch):
     # A page is free for the second row at once, but then the first would find none.
     assert [[row.sample for row in work.decode] for work in works] == [[0]] * 3 + [[1]] * 3
     assert engine.scheduler.counters.preemptions == 0
+
+
+def test_letting_rows_in_does_not_look_at_all_elders_for_each(monkeypatch):
+    looks = 0
+    plain = scheduler_module._missing_pages
+
+    def counted(row, burst):
+        nonlocal looks
+        looks += 1
+        return plain(row, burst)
+
+    monkeypatch.setattr(scheduler_module, "_missing_pages", counted)
+    scheduler = Scheduler(PagePool(2_000), max_rows=256)
+    for index in range(32):
+        scheduler.add(Request(index, 100, 8, 40, key=index))
+    assert len(scheduler.schedule().decode) == 256
+    assert looks <= 256
 
 
 def test_rows_sent_back_return_before_requests_that_never_ran_and_in_their_old_order(monkeypatch):
