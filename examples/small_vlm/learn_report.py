@@ -24,7 +24,7 @@ KEPT = ("step", "reward", "reward_std", "kl", "entropy", "loss", "grad_norm", "l
         "step_time", "time/rollout", "time/train", "time/ref_logprob", "time/data",
         "sampling/sampling_logp_difference/mean", "clip_ratio/region_mean", "eval_reward",
         "eval_completions/mean_length", "dynamic_sampling/redrawn_groups")  # fmt: skip
-KEPT_BEGINNINGS = ("curriculum/", "source/")
+KEPT_BEGINNINGS = ("curriculum/", "source/", "rollout_time/")
 LEVEL = 0.95
 
 

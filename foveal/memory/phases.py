@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -39,6 +39,7 @@ class PhaseMeter:
         self.highest_bytes = 0
         self._seconds: dict[str, float] = defaultdict(float)
         self._peaks: dict[str, int] = defaultdict(int)
+        self._parts: dict[str, float] = defaultdict(float)
         self._expected: int | None = None
 
     @contextlib.contextmanager
@@ -62,6 +63,12 @@ class PhaseMeter:
         """Seconds in ``phases`` since the last drain."""
         return sum(self._seconds[phase] for phase in phases)
 
+    def add_parts(self, phase: str, seconds: Mapping[str, float]) -> None:
+        """What a phase says of its own parts, by name. They lie within the phase's time, so they
+        are metrics of another kind: ``rollout_time/decode`` beside ``time/rollout``."""
+        for part, spent in seconds.items():
+            self._parts[f"{phase}_time/{part}"] += spent
+
     def expect(self, peak_above: int) -> None:
         """Note what training is predicted to take above what a GPU has allocated now: it becomes
         ``memory/predicted_gib``, beside ``memory/train_gib``, until the next prediction."""
@@ -73,10 +80,12 @@ class PhaseMeter:
         """Seconds and peaks since the last drain, as metrics."""
         metrics = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         metrics |= {f"memory/{phase}_gib": peak / GIB for phase, peak in self._peaks.items()}
+        metrics |= self._parts
         if self._expected is not None:
             metrics["memory/predicted_gib"] = self._expected / GIB
         self._seconds.clear()
         self._peaks.clear()
+        self._parts.clear()
         return metrics
 
     def _settle(self) -> None:

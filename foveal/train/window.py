@@ -125,6 +125,8 @@ class Collector:
     ) -> tuple[list[Group], RewardTable]:
         with meter("rollout"):
             groups = self.backend.generate(prompts, self.num_generations, self.sampling)
+        # Not every backend knows where its time goes.
+        meter.add_parts("rollout", getattr(self.backend, "timings", {}))
         with meter("reward"):
             return groups, reward_groups(self.rewards, groups, trainer_state)
 

@@ -34,7 +34,7 @@ SPLITS = {
     "2 groups x 4": (6, 4),
     "2 and 1 of a group's 3 rows": (2, 12),
 }
-NOT_COMPARED = ("time/", "memory/", "tokens_per_second/", "step_time", "epoch")
+NOT_COMPARED = ("time/", "rollout_time/", "memory/", "tokens_per_second/", "step_time", "epoch")
 
 
 def data(count: int) -> list[dict[str, Any]]:

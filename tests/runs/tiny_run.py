@@ -94,7 +94,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def steps_logged(folder: Path) -> list[dict[str, Any]]:
     """The entries of single steps, without clocks and memory."""
-    measured = ("time/", "memory/", "step_time", "tokens_per_second")
+    measured = ("time/", "rollout_time/", "memory/", "step_time", "tokens_per_second")
     return [
         {name: value for name, value in entry.items() if not name.startswith(measured)}
         for entry in lines(folder / "metrics.jsonl")
