@@ -25,7 +25,8 @@ AHEAD_LINES = 4
 
 @functools.cache
 def _starts_early(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    # AMD's cards report such capabilities, too.
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def early_start(tensor: Tensor) -> dict[str, Any]:

@@ -85,5 +85,8 @@ def test_only_cards_from_9_0_on_start_early(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         early_start._starts_early.cache_clear()
         assert early_start.early_start(Stand())["EARLY"] is early  # pyright: ignore
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    early_start._starts_early.cache_clear()
+    assert early_start.early_start(Stand())["EARLY"] is False  # pyright: ignore
     early_start._starts_early.cache_clear()
     assert early_start.early_start(torch.zeros(1)) == {"EARLY": False}
