@@ -152,8 +152,9 @@ def vllm_rollout(never: list[int], arguments: argparse.Namespace) -> dict[str, A
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": arguments.vllm_memory,
-        # A picture of 900 tokens and its question, rounded up.
-        "vllm_max_model_length": 1280 + arguments.new_tokens,
+        # A picture of 900 tokens and its question, rounded up; room for the picture twice, because
+        # TRL 1.16 hands vLLM its placeholders and the picture itself, and vLLM puts more in.
+        "vllm_max_model_length": 2304 + arguments.new_tokens,
     }
 
 
