@@ -5,9 +5,10 @@
     python benchmarks/gradients.py --scale tiny --layers 2 --tokens 6 --dtype bfloat16
 
 Completions are sampled by the engine, which keeps what goes into each layer. Then the gradient of
-one step (GSPO, advantages from -1.5 to 1.5) is computed three times: in 16 bit with full
-checkpointing, in 16 bit from the kept layer inputs (policy "captured"), and in float32. A table
-has the cosines of each layer's gradient between two of them.
+one step (GSPO, advantages from -1.5 to 1.5) is computed four times: in 16 bit with full
+checkpointing, in 16 bit from the kept layer inputs (policy "captured"), in 16 bit by the plain pass
+through the model's own layers, and in float32. A table has the cosines of each layer's gradient
+between two of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from foveal.models.family import stock_model
 from foveal.models.forward import FeatureCache
 from foveal.rl import LossSpec, step_normaliser
 from foveal.rollout import Engine
-from foveal.train import group_pass
+from foveal.train import group_pass, plain_pass
 from foveal.train.captured import gradient_cosines, without_layer_inputs
 from foveal.train.plain_pass import PassSettings, Row
 from foveal.types import Prompt, SamplingParams
@@ -50,10 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     case = f"{name_of(arguments)}, {len(rows)} completions, {tokens} tokens"
     half = arguments.dtype
     full, kept = half_gradients(model, rows)
+    stock = gradients(model, without_layer_inputs(rows), plain_pass)
     true = float32_gradients(model, rows)
     pairs = {
         f"full checkpointing, {half}, to float32": (full, true),
         f"captured, {half}, to float32": (kept, true),
+        f"plain pass, {half}, to float32": (stock, true),
         f"captured to full checkpointing, both {half}": (kept, full),
     }
     records = []
@@ -151,10 +154,10 @@ def float32_gradients(model: Any, rows: list[Row]) -> Gradients:
     return gradients(wide, without_layer_inputs(rows))
 
 
-def gradients(model: Any, rows: list[Row]) -> Gradients:
+def gradients(model: Any, rows: list[Row], training_pass: Any = group_pass) -> Gradients:
     """Of one optimizer step, by parameter; the model is left without any."""
     spec = LossSpec(importance_level="sequence")
-    group_pass.learn(
+    training_pass.learn(
         model.train(), rows, step_normaliser(spec, [row.num_tokens for row in rows]),
         PassSettings(
             spec=spec, temperature=1.0, rows_at_once=len(rows), tokens_at_once=PASS_TOKENS,

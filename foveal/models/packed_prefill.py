@@ -1,7 +1,8 @@
 """Prompts through the decoder side by side, without padding: the fast form of ``prefill``.
 
-Rows lie one after the other in ``[N, D]``, so every product sees all tokens at once; attention is
-called row by row. Norms, rotation and the cache write are the decode step's kernels.
+Rows lie one after the other in ``[N, D]``, so every product sees all tokens at once, and so does
+attention where it is causal; masks of pictures are taken row by row. Norms, rotation and the cache
+write are the decode step's kernels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveal.kernels import causal_attention
 from foveal.kernels.decode_attention import PagedRows
 from foveal.kernels.decode_fused import residual_norm, rotary_cache
 from foveal.kernels.wide_mlp import adapted_gate_
@@ -33,8 +35,12 @@ class _Packed:
     image_M: Tensor
     cos: dict[str, Tensor]
     sin: dict[str, Tensor]
+    page_N: Tensor
+    """Page of each token, and its place there."""
+    place_N: Tensor
     targets: PagedRows
-    """Each token as a row of its own: its page, and its place in the page as the cached count."""
+    """The same as the cache write takes it: each token a row of its own, its place in the page as
+    the cached count."""
     base_N: Tensor
     """Added to the place, gives the token's number: its row of the rotary tables."""
     lengths: list[int]
@@ -111,10 +117,10 @@ def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
         [table[torch.arange(n) // PAGE] for table, n in zip(tables, lengths, strict=True)]
     )
     cos, sin = decoder.rotary_at(position_AN.to(device))
-    place_N = (at % PAGE).int().to(device)
+    page_N, place_N = pages.to(device), (at % PAGE).to(device)
     nothing = torch.zeros(1, dtype=torch.int32, device=device)
     targets = PagedRows(
-        place_N, nothing, pages.int().to(device)[:, None], nothing, nothing, nothing, nothing,
+        place_N.int(), nothing, page_N.int()[:, None], nothing, nothing, nothing, nothing,
         nothing, nothing,
     )  # fmt: skip
     masks = [family.prompt_masks(config, m) for m in image_N.to(device).split(lengths)]
@@ -125,8 +131,10 @@ def _pack(decoder: Decoder, fills: Sequence[Fill]) -> _Packed:
         image_M=image_N.nonzero()[:, 0].to(device),
         cos=cos,
         sin=sin,
+        page_N=page_N,
+        place_N=place_N,
         targets=targets,
-        base_N=number_N - place_N,
+        base_N=number_N - place_N.int(),
         lengths=lengths,
         masks=masks,
         pages=[table.to(device) for table in tables],
@@ -156,18 +164,30 @@ def _attend(
     decoder: Decoder, layer: Layer, number: int, q_NHC: Tensor, packed: _Packed, arena: Tensor
 ) -> Tensor:  # fmt: skip
     """Each row against its own keys, read back from its pages."""
+    if packed.masks[0] is not None:
+        return _attend_masked(decoder, layer, number, q_NHC, packed, arena)
+    # Two indices with slices between them come to the front: [N, 2, K, C].
+    k_NKC, v_NKC = arena[:, number][packed.page_N, :, :, packed.place_N].unbind(1)
+    return causal_attention(
+        q_NHC, k_NKC, v_NKC, packed.lengths, scale=decoder.scale, window=layer.window
+    )
+
+
+def _attend_masked(
+    decoder: Decoder, layer: Layer, number: int, q_NHC: Tensor, packed: _Packed, arena: Tensor
+) -> Tensor:  # fmt: skip
+    """Row by row: the kernels that see several rows in one call take no masks."""
     out = torch.empty_like(q_NHC)
-    first = 0
+    first, kind = 0, "sliding_attention" if layer.window else "full_attention"
     for pages, length, mask in zip(packed.pages, packed.lengths, packed.masks, strict=True):
+        assert mask is not None
         # [P, 2, K, PAGE, C] -> [2, K, T, C]
         found = arena[pages, number].permute(1, 2, 0, 3, 4).flatten(2, 3)[:, :, :length]
-        kind = "sliding_attention" if layer.window else "full_attention"
         attended = F.scaled_dot_product_attention(
             q_NHC[first : first + length].transpose(0, 1)[None],
             found[0][None],
             found[1][None],
-            attn_mask=None if mask is None else mask[kind],
-            is_causal=mask is None,
+            attn_mask=mask[kind],
             scale=decoder.scale,
             enable_gqa=True,
         )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels.philox import row_seed
-from foveal.models.allocator import give_back_idle
+from foveal.models.allocator import make_room
 from foveal.models.attention import fast_vision_attention
 from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
@@ -193,7 +193,6 @@ class Engine:
         self._scheduler = None
         if self._runner is not None:
             self._runner.sleep()
-            give_back_idle(self._runner.device)
 
     def share_features(self, features: FeatureCache | None) -> None:
         """Keep encoded pictures there from now on; whose they are clears them. None: keep them no
@@ -367,7 +366,8 @@ class Engine:
         # A larger cache than this would take the room that layer inputs need.
         if self._scheduler is not None and (held == pages or (held > pages and not reserved)):
             return self._scheduler
-        self.standby()  # which gives back, too, what training has left idle
+        self.standby()
+        make_room(runner.device, (pages + 1) * runner.page_bytes)
         runner.wake(pages + 1)
         runner.prepare(min(self.max_rows, sum(r.n for r in requests)), keeping=self._keeping)
         self._say_plan(runner, pages)
