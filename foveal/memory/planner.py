@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 
 from foveal.kernels.head_logprob import LOGITS_PER_CHUNK
+from foveal.memory.idle import idle_bytes
 from foveal.memory.layer_bytes import (
     FLOAT32,
     ModelSizes,
@@ -323,14 +324,4 @@ def _too_little(plan: Plan, sizes: ModelSizes, free: int) -> str:
 def free_bytes(device: torch.device) -> tuple[int, int]:
     """``(bytes that can be had, bytes of these that should stay free)`` on a GPU."""
     free, total = torch.cuda.mem_get_info(device)
-    return free + _idle_bytes(device), max(MARGIN_BYTES, int(MARGIN_SHARE * total))
-
-
-def _idle_bytes(device: torch.device) -> int:
-    """What torch holds without using it; the pools of CUDA graphs belong to the graphs alone."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return sum(
-        segment["total_size"] - segment["allocated_size"]
-        for segment in torch.cuda.memory_snapshot()
-        if segment["device"] == index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
-    )
+    return free + idle_bytes(device), max(MARGIN_BYTES, int(MARGIN_SHARE * total))

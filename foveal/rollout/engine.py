@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from foveal.kernels.philox import row_seed
-from foveal.models.allocator import make_room
+from foveal.memory.idle import make_room
 from foveal.models.attention import fast_vision_attention
 from foveal.models.decoder import Decoder
 from foveal.models.family import family_of, placeholder_ids, stock_model, vision_is_trained
