@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foveal.kernels.philox import row_seed
 from foveal.memory.idle import make_room
@@ -110,7 +110,7 @@ class Engine:
         self._scheduler: Scheduler | None = None
         self._structure: Any = None
         self._switches: tuple[bool, ...] = ()
-        self._weights: tuple[Any, Tensor] | None = None
+        self._weights: Any = None
         self._submitted = 0
         self._planned_pages = 0
         self.timings: dict[str, float] = defaultdict(float)
@@ -313,13 +313,9 @@ class Engine:
         if runner.steps.why_no_graphs is not None:
             say(f"rollouts run without CUDA graphs: {runner.steps.why_no_graphs}")
 
-    def _notice_update(self, now: tuple[Any, Tensor]) -> None:
+    def _notice_update(self, now: Any) -> None:
         """Forget prompts and pictures computed with weights that have changed since."""
-        if (
-            self._weights is not None
-            and now[0] == self._weights[0]
-            and torch.equal(now[1], self._weights[1])
-        ):
+        if now == self._weights:
             return
         self._weights = now
         if self._scheduler is not None:

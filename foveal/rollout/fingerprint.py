@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foveal.models.decoder import Decoder
 
@@ -48,12 +48,10 @@ def _linears(decoder: Decoder) -> list[Any]:
     return [module for group in decoder.products for module in group]
 
 
-def fingerprint_of(
-    parameters: Sequence[nn.Parameter], switches: tuple[bool, ...]
-) -> tuple[Any, Tensor]:
+def fingerprint_of(parameters: Sequence[nn.Parameter], switches: tuple[bool, ...]) -> Any:
     """Changes when weights do, or when an adapter is switched: whatever torch writes moves version
     counters, of frozen weights too. Writes to ``.data`` do not; for trainable weights the norms
     show them."""
     trained = [p.detach() for p in parameters if p.requires_grad]
-    norms = torch.stack(torch._foreach_norm(trained)) if trained else torch.zeros(0)
-    return (tuple(p._version for p in parameters), switches), norms
+    norms = torch.stack(torch._foreach_norm(trained)).tolist() if trained else []
+    return tuple(p._version for p in parameters), switches, norms

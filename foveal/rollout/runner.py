@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,7 @@ class Runner:
         self._uniform = torch.zeros(MAX_BURST, most, device=self.device)
         self._described: list[tuple[object, ...]] = []
         """Rows that the tables describe, see ``_description``."""
+        self._ahead = Ahead({}, torch.zeros(0, 0))
 
     @property
     def burst(self) -> int:
@@ -215,6 +217,10 @@ class Runner:
                 mark_seen(seen_BV, drawn_B)
             token_B.copy_(drawn_B)
             self._drawn.fetch(step)
+        # The device is busy for a while: what need not wait for its answers is done now.
+        self._described = [_description(s, s.cached + steps) for s in sequences]
+        if sampler.sampling.temperature > 0:
+            self._ahead = Ahead.of(sequences, steps, self.burst, sampler)
         for first, last in ((0, steps - 1), (steps - 1, steps)):
             if last > first:
                 yield self._drawn.read(first, last, count)
@@ -227,11 +233,12 @@ class Runner:
 
     def _upload_uniforms(self, sequences: Rows[Sequence], steps: int, sampler: Sampler) -> Tensor:
         if sampler.sampling.temperature > 0:
-            seeds = [_seed(s) for s in sequences]
-            firsts = [len(s.ids) for s in sequences]
-            self._uniform_host[:steps, : len(sequences)] = sampler.uniforms(seeds, firsts, steps)
+            uniform_SB = self._ahead.take(sequences, steps)
+            if uniform_SB is None:
+                firsts = [len(s.ids) for s in sequences]
+                uniform_SB = sampler.uniforms([_seed(s) for s in sequences], firsts, steps)
+            self._uniform_host[:steps, : len(sequences)] = uniform_SB
             self._uniform.copy_(self._uniform_host, non_blocking=True)
-        self._described = [_description(s, s.cached + steps) for s in sequences]
         return self._uniform
 
     def _seen_rows(self, sequences: Rows[Sequence], bucket: int, sampler: Sampler) -> Tensor | None:
@@ -240,6 +247,31 @@ class Runner:
         ids = [[*s.request.payload.prompt.ids, *s.ids] for s in sequences]
         ids += [[] for _ in range(bucket - len(ids))]
         return seen_rows(ids, self.decoder.vocabulary, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Random numbers of the next burst, drawn while the device is busy with this one."""
+
+    columns: dict[tuple[int, int], int]
+    """Of a row's seed and the index of its next token."""
+    uniform_SB: Tensor
+
+    @classmethod
+    def of(cls, sequences: Rows[Sequence], steps: int, next_steps: int, sampler: Sampler) -> Ahead:
+        """For rows that are ``steps`` longer then, should none of them end."""
+        seeds = [_seed(s) for s in sequences]
+        firsts = [len(s.ids) + steps for s in sequences]
+        columns = {pair: i for i, pair in enumerate(zip(seeds, firsts, strict=True))}
+        return cls(columns, sampler.uniforms(seeds, firsts, next_steps))
+
+    def take(self, sequences: Rows[Sequence], steps: int) -> Tensor | None:
+        """``[steps, B]`` for those of them that are left; None where others are among them."""
+        columns = [self.columns.get((_seed(s), len(s.ids))) for s in sequences]
+        if None in columns or steps > len(self.uniform_SB):
+            return None
+        whole = columns == list(range(self.uniform_SB.shape[1]))
+        return self.uniform_SB[:steps] if whole else self.uniform_SB[:steps, columns]
 
 
 def even_batches(lengths: Rows[int], most: int) -> list[list[int]]:

@@ -295,7 +295,7 @@ class Scheduler:
         """Let rows in from the head of the queue; returns prompts to prefill, and the rows."""
         prefill: list[Request] = []
         admitted: list[Sequence] = []
-        growing = sum(map(_grows, self.running))
+        growing = sum(map(_grows, self.running)) if self.waiting else 0
         while self.waiting and len(self.running) < self.max_rows:
             if not self._fits(self.waiting[0], burst, growing):
                 # Alone it fits the cache: only elders, and the prompts they read, are in its way.

@@ -154,9 +154,9 @@ def test_gradients_of_the_same_rows_are_compared_by_layer(script, tmp_path):
     argv = ["--tokens", "5", "--completions", "2", "--out", str(out), *TINY]
     script("gradients").main(argv)
     records = json.loads(out.read_text())
-    assert len({record["system"] for record in records}) == 3
+    assert len({record["system"] for record in records}) == 4
     for record in records:
         assert 0.99 < record["cosine_least"] <= record["cosine_mean"] < 1
         assert record["least_in"].startswith("layer ")
     table = script("tables").gradients_table(records)
-    assert table.count("2 completions, 10 tokens") == 3
+    assert table.count("2 completions, 10 tokens") == 4

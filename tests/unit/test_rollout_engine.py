@@ -15,7 +15,7 @@ from foveal.models.family import placeholder_ids, stock_model, vision_modules
 from foveal.models.forward import FeatureCache, completion_logprobs
 from foveal.rollout import TransformersBackend
 from foveal.rollout.engine import Engine, engine_of
-from foveal.rollout.runner import _description
+from foveal.rollout.runner import Ahead, _description
 from foveal.rollout.sampler import Sampler
 from foveal.testing import tiny
 from foveal.testing.tiny_models import SLIDING_WINDOW
@@ -466,6 +466,28 @@ def test_a_row_back_on_as_many_other_pages_is_described_anew():
     assert _description(mine, mine.cached) != before
     mine.pages, request.prefix_pages = [2, 3], [6]
     assert _description(mine, mine.cached) != before
+
+
+def test_numbers_drawn_ahead_are_those_of_the_rows_that_are_left():
+    def some_row(seed, tokens):
+        request = SimpleNamespace(payload=SimpleNamespace(seeds=[0, seed]))
+        return SimpleNamespace(request=request, sample=1, ids=[5] * tokens)
+
+    def longer(row, tokens):
+        return some_row(row.request.payload.seeds[1], len(row.ids) + tokens)
+
+    sampler = Sampler(SamplingParams(max_tokens=9), (), 8, "cpu")
+    rows = [some_row(11, 3), some_row(12, 70), some_row(13, 1)]
+    ahead = Ahead.of(rows, 4, 6, sampler)
+    later = [longer(row, 4) for row in rows]
+    for left in (later, later[1:], [later[2], later[0]]):
+        seeds, firsts = [r.request.payload.seeds[1] for r in left], [len(r.ids) for r in left]
+        found_SB = ahead.take(left, 5)
+        assert found_SB is not None
+        assert torch.equal(found_SB, sampler.uniforms(seeds, firsts, 5))
+    assert ahead.take([*later, some_row(14, 1)], 5) is None, "a row that came in since"
+    assert ahead.take([longer(rows[0], 3)], 5) is None, "a row that ended early and came back"
+    assert ahead.take(later, 7) is None, "more steps than were drawn for"
 
 
 def test_pictures_are_kept_only_for_whoever_shares_their_place():
