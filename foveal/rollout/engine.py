@@ -45,6 +45,7 @@ from foveal.rollout.fingerprint import (
     switches_of,
 )
 from foveal.rollout.pages import PagePool
+from foveal.rollout.requests import check_count, check_lengths
 from foveal.rollout.runner import Drawn, Runner
 from foveal.rollout.sampler import Sampler
 from foveal.rollout.scheduler import Request, Scheduler, Sequence
@@ -132,7 +133,8 @@ class Engine:
             ValueError: for several greedy completions of one prompt, which would all be equal; for
                 a prompt or a completion that is too long, or does not fit the cache.
         """
-        self._check(prompts, n, sampling)
+        check_count(n, sampling)
+        check_lengths(prompts, sampling, self.max_tokens)
         if not prompts:
             return []
         self.timings = defaultdict(float)
@@ -257,25 +259,6 @@ class Engine:
                 on_tokens(row.request.index - first, row.sample, row.ids[known:])
 
     # -- before it
-
-    def _check(self, prompts: Rows[Prompt], n: int, sampling: SamplingParams) -> None:
-        if n < 1 or (n > 1 and sampling.temperature == 0):
-            raise ValueError(
-                f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
-                "exactly 1 at temperature 0, where all completions of a prompt are equal"
-            )
-        if sampling.max_tokens > self.max_tokens:
-            raise ValueError(
-                f"max_tokens is {sampling.max_tokens}, but the engine was made for completions of "
-                f"at most {self.max_tokens} tokens; lower it, or raise max_seq_length"
-            )
-        for prompt in prompts:
-            if len(prompt.ids) > self.max_tokens:
-                raise ValueError(
-                    f"prompt {prompt.index} has {len(prompt.ids)} tokens, but the engine was made "
-                    f"for at most {self.max_tokens}; leave it out, make its pictures smaller, or "
-                    "raise max_seq_length"
-                )
 
     def _ready_runner(self) -> Runner:
         """The runner, with the adapter as it is now."""

@@ -1,13 +1,14 @@
-"""Sampling settings as users have them -> ``SamplingParams``: ours, a dict, or vLLM's object."""
+"""Sampling settings as users have them -> ``SamplingParams``: ours, a dict, or vLLM's object; and
+what no backend can do."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from foveal.types import SamplingParams
+from foveal.types import Prompt, SamplingParams
 
 DEFAULT_MAX_TOKENS = 512
 
@@ -62,6 +63,32 @@ def sampling_from(
         if name in kept:
             kept[name] = (kept[name],) if isinstance(kept[name], (str, int)) else (*kept[name],)
     return SamplingParams(**{"max_tokens": default_max_tokens, **kept}), given.get("n")
+
+
+def check_count(n: int, sampling: SamplingParams) -> None:
+    """Raise ValueError for no completions, or several of a prompt that would all be equal."""
+    if n < 1 or (n > 1 and sampling.temperature == 0):
+        raise ValueError(
+            f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
+            "exactly 1 at temperature 0, where all completions of a prompt are equal"
+        )
+
+
+def check_lengths(prompts: Sequence[Prompt], sampling: SamplingParams, most: int) -> None:
+    """Raise ValueError where a prompt or a completion would have more than ``most`` tokens, for
+    which the engine was made."""
+    if sampling.max_tokens > most:
+        raise ValueError(
+            f"max_tokens is {sampling.max_tokens}, but the engine was made for completions of "
+            f"at most {most} tokens; lower it, or raise max_seq_length"
+        )
+    for prompt in prompts:
+        if len(prompt.ids) > most:
+            raise ValueError(
+                f"prompt {prompt.index} has {len(prompt.ids)} tokens, but the engine was made "
+                f"for at most {most}; leave it out, make its pictures smaller, or "
+                "raise max_seq_length"
+            )
 
 
 def _fields_of(settings: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from foveal.kernels.philox import row_seed
 from foveal.models.family import placeholder_ids, stock_model
 from foveal.models.precision import autocast
 from foveal.rollout.backend import OnTokens
+from foveal.rollout.requests import check_count
 from foveal.rollout.stopping import StopRule
 from foveal.types import Completion, Group, Prompt, SamplingParams
 
@@ -50,11 +51,7 @@ class TransformersBackend:
         Raises:
             ValueError: for several greedy completions of one prompt, which would all be equal.
         """
-        if n < 1 or (n > 1 and sampling.temperature == 0):
-            raise ValueError(
-                f"n is {n} at temperature {sampling.temperature}; n must be at least 1, and "
-                "exactly 1 at temperature 0, where all completions of a prompt are equal"
-            )
+        check_count(n, sampling)
         rows = self.max_rows or max(1, n * len(prompts))
         per_call = max(1, rows // n)
         groups: list[Group] = []
