@@ -36,7 +36,7 @@ class ImageInput:
     """
 
     digest: str
-    """Hash of the processed pixels and the grid."""
+    """Hash of the picture, the image processor's settings, and the grid."""
     pixel_values: Tensor
     """Qwen: ``[patches, patch_dim]``. Gemma: ``[3, height, width]``. float32, on the CPU."""
     grid_thw: tuple[int, int, int] | None

@@ -187,7 +187,8 @@ class PromptBuilder:
         key = (width, height, repr(self.processor.image_processor.to_dict()))
         if key not in self._resized:
             text = self.render([{"type": "image"}, {"type": "text", "text": "?"}])
-            _, (image,) = self._processed(text, [Image.new("RGB", (width, height))], 0)
+            blank = [Image.new("RGB", (width, height))]
+            _, (image,) = self._processed(text, blank, self._picture_keys(blank), 0)
             self._resized[key] = self._resized_size(image)
         return self._resized[key]
 
@@ -228,20 +229,23 @@ class PromptBuilder:
         self, text: str, pictures: list[Image.Image], index: int, keep: bool = True
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         self._check_markers(text.count(self._marker), len(pictures), index)
-        keys = self._cache_keys(pictures) if keep else []
-        known = [image for key in keys if (image := self.pictures.get(key)) is not None]
+        keys = self._picture_keys(pictures)
+        keep = keep and self.pictures.max_bytes > 0
+        found = [self.pictures.get(key) for key in keys] if keep else []
+        known = [image for image in found if image is not None]
         if known and len(known) == len(pictures):
             ids, images = self._known_ids(text, known), tuple(known)
         else:
-            ids, images = self._processed(text, pictures, index)
-            for key, image in zip(keys, images, strict=False):
-                self.pictures.put(key, image)
+            ids, images = self._processed(text, pictures, keys, index)
+            for key, image in zip(keys, images, strict=True):
+                if keep:
+                    self.pictures.put(key, image)
         self._check_placeholders(ids, images, index)
         self._check_length(len(ids), index)
         return ids, images
 
     def _processed(
-        self, text: str, pictures: list[Image.Image], index: int
+        self, text: str, pictures: list[Image.Image], keys: list[str], index: int
     ) -> tuple[tuple[int, ...], tuple[ImageInput, ...]]:
         """What the processor makes of a text and its pictures."""
         try:
@@ -254,10 +258,12 @@ class PromptBuilder:
         except ValueError as error:
             raise _refused(index, error) from error
         ids = tuple(inputs["input_ids"][0].tolist())
-        return ids, self._split_images(inputs, len(pictures), index)
+        return ids, self._split_images(inputs, keys, index)
 
-    def _cache_keys(self, pictures: list[Image.Image]) -> list[str]:
-        if not pictures or not self.pictures.max_bytes:
+    def _picture_keys(self, pictures: list[Image.Image]) -> list[str]:
+        """Names of pictures under the present settings: what is made of them depends on no more.
+        Pictures are an eighth of what is made of them, so these are hashed and not that."""
+        if not pictures:
             return []
         # Settings may be changed at any time, such as max_pixels.
         settings = repr(self.processor.image_processor.to_dict())
@@ -293,17 +299,17 @@ class PromptBuilder:
         patches = image_processor.get_number_of_image_patches(height, width)
         return self._placeholder_text(patches // image_processor.merge_size**2)
 
-    def _split_images(self, inputs: Any, count: int, index: int) -> tuple[ImageInput, ...]:
-        if not count:
+    def _split_images(self, inputs: Any, keys: list[str], index: int) -> tuple[ImageInput, ...]:
+        if not keys:
             return ()
         split = _split_by_grid if "image_grid_thw" in inputs else _split_by_picture
-        images = tuple(split(inputs, self.processor))
-        if len(images) != count:
+        parts = list(split(inputs, self.processor))
+        if len(parts) != len(keys):
             raise ValueError(
-                f"row {index}: the processor made {len(images)} pictures of {count}. Switch off "
+                f"row {index}: the processor made {len(parts)} pictures of {len(keys)}. Switch off "
                 f"tiling in the image processor."
             )
-        return images
+        return tuple(_image_input(key, *part) for key, part in zip(keys, parts, strict=True))
 
     def _check_markers(self, num_markers: int, num_images: int, index: int) -> None:
         if num_markers != num_images:
@@ -344,26 +350,31 @@ class PromptBuilder:
                 self.refuse_placeholders(part.get("text", ""), message["role"], index)
 
 
-def _split_by_grid(inputs: Any, processor: Any) -> Iterator[ImageInput]:
+Part = tuple["Tensor", tuple[int, int, int] | None, int]
+"""Of one picture: pixels, grid, placeholder tokens."""
+
+
+def _split_by_grid(inputs: Any, processor: Any) -> Iterator[Part]:
     """Qwen: pictures lie one after the other along the patches."""
     merged = processor.image_processor.merge_size**2
     grids = [(int(t), int(h), int(w)) for t, h, w in inputs["image_grid_thw"].tolist()]
     sizes = [t * h * w for t, h, w in grids]
     for grid, size, pixels in zip(grids, sizes, inputs["pixel_values"].split(sizes), strict=True):
-        yield _image_input(pixels, grid, size // merged)
+        yield pixels, grid, size // merged
 
 
-def _split_by_picture(inputs: Any, processor: Any) -> Iterator[ImageInput]:
+def _split_by_picture(inputs: Any, processor: Any) -> Iterator[Part]:
     """Gemma: ``[I, 3, height, width]``, every picture of one size."""
     for pixels in inputs["pixel_values"]:
-        yield _image_input(pixels, None, processor.image_seq_length)
+        yield pixels, None, processor.image_seq_length
 
 
-def _image_input(pixels: Tensor, grid: tuple[int, int, int] | None, num_tokens: int) -> ImageInput:
+def _image_input(
+    key: str, pixels: Tensor, grid: tuple[int, int, int] | None, num_tokens: int
+) -> ImageInput:
     pixels = pixels.detach().float().cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(pixels.shape)} {grid}".encode())
-    digest.update(pixels.view(-1).numpy().data)
-    return ImageInput(digest.hexdigest(), pixels, grid, num_tokens)
+    digest = hashlib.sha256(f"{key} {tuple(pixels.shape)} {grid}".encode()).hexdigest()
+    return ImageInput(digest, pixels, grid, num_tokens)
 
 
 def _placeholder_texts(processor: Any, image_token_id: int) -> tuple[str, ...]:
