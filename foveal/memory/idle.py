@@ -19,9 +19,11 @@ def idle_bytes(device: torch.device) -> int:
 def make_room(device: torch.device, size: int) -> bool:
     """Hand idle memory back to the GPU, where none of it is one piece of ``size`` bytes.
 
-    Such a piece would be taken from the GPU beside it. Where one fits nothing is given back: memory
-    that is handed over and taken again between the phases of every step costs a 7B model half a
-    second of ten.
+    Such a piece would be taken from the GPU beside it. Where one fits nothing is given back: to map
+    gigabytes anew between the phases of every step takes time (docs/performance.md, a whole step).
+
+    Args:
+        size: bytes.
 
     Returns:
         Whether it was done; not where less than a gigabyte is idle.

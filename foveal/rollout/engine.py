@@ -191,7 +191,7 @@ class Engine:
             self._keeping = before
 
     def standby(self) -> None:
-        """Free the cache for others to use. The next rollout takes it anew."""
+        """Free the cache for others of this process. The next rollout takes it anew."""
         self._scheduler = None
         if self._runner is not None:
             self._runner.sleep()
