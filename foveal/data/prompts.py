@@ -261,8 +261,8 @@ class PromptBuilder:
         return ids, self._split_images(inputs, keys, index)
 
     def _picture_keys(self, pictures: list[Image.Image]) -> list[str]:
-        """Names of pictures under the present settings: what is made of them depends on no more, and
-        is mostly larger (eight times, of a picture that Qwen need not resize)."""
+        """Names of pictures under the present settings: what is made of them depends on no more,
+        and is mostly larger (eight times, of a picture that Qwen need not resize)."""
         if not pictures:
             return []
         # Settings may be changed at any time, such as max_pixels.
